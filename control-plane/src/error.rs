@@ -1,0 +1,1 @@
+//! Errors as the API reports them.

@@ -1,0 +1,1 @@
+//! What the API serves, and the rules for each kind.

@@ -1,0 +1,1 @@
+//! Brings the control plane up and down.
