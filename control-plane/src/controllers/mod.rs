@@ -1,1 +1,3 @@
-//! Controllers.
+//! Controllers: clients of the API like any other.
+
+pub mod endpointslice;
