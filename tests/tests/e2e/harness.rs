@@ -1,0 +1,51 @@
+//! The harness itself: what every other test relies on.
+
+use std::net::SocketAddr;
+
+use beeline_tests::client::Mode;
+use beeline_tests::cluster::ECHO_PORT;
+use beeline_tests::{Cluster, Load, residue};
+
+#[test]
+fn pods_reach_each_other_and_nothing_is_left() {
+    let cluster = Cluster::new().unwrap();
+    let name = cluster.name().to_owned();
+    let nodes = [cluster.add_node().unwrap(), cluster.add_node().unwrap()];
+    let server = nodes[0].add_echo_pod("server").unwrap();
+    let near = nodes[0].add_pod("near").unwrap();
+    let far = nodes[1].add_pod("far").unwrap();
+    for place in [
+        near.place(),
+        far.place(),
+        nodes[0].host(),
+        nodes[1].host(),
+        cluster.switch(),
+    ] {
+        for address in server.addresses() {
+            for mode in [Mode::Http, Mode::Hold, Mode::Udp, Mode::UdpConnected] {
+                let report = Load::ask(place, SocketAddr::new(address, ECHO_PORT), mode, 3).unwrap();
+                assert_eq!(
+                    report.replies.get("server"),
+                    Some(&3),
+                    "{place:?} {address} {mode:?}: {report:?}"
+                );
+            }
+        }
+    }
+    // A port without a listener must be told apart from an answer.
+    let closed = SocketAddr::new(server.v4().into(), 81);
+    let report = Load::ask(near.place(), closed, Mode::Http, 2).unwrap();
+    assert_eq!(
+        (report.ok, report.errors.get("connect: ECONNREFUSED")),
+        (0, Some(&2)),
+        "{report:?}"
+    );
+
+    drop(cluster);
+    let left: Vec<String> = residue::listing()
+        .unwrap()
+        .into_iter()
+        .filter(|line| line.contains(&name))
+        .collect();
+    assert_eq!(left, Vec::<String>::new());
+}
