@@ -200,6 +200,17 @@ impl ApiError {
         .with_details(resource_details(r, name))
     }
 
+    /// 409 about a subresource such as `pods/binding`.
+    pub fn conflict_in_subresource(r: &ResourceInfo, subresource: &str, name: &str, why: &str) -> Self {
+        let kind = format!("{}/{subresource}", r.plural);
+        Self::new(
+            409,
+            "Conflict",
+            format!("Operation cannot be fulfilled on {kind} \"{name}\": {why}"),
+        )
+        .with_details(json!({"name": name, "kind": kind}))
+    }
+
     /// 422: the object as a whole was understood, but fields are wrong.
     pub fn invalid(r: &ResourceInfo, name: &str, causes: &[Cause]) -> Self {
         let mut lines: Vec<String> = Vec::new();
@@ -298,6 +309,26 @@ impl ApiError {
         };
         Self::new(403, "Forbidden", format!("{object} is forbidden: {why}"))
             .with_details(resource_details(r, name))
+    }
+
+    /// 403: the namespace is being deleted.
+    pub fn namespace_terminating(r: &ResourceInfo, name: &str, namespace: &str) -> Self {
+        let mut error = Self::forbidden(
+            r,
+            name,
+            &format!("unable to create new content in namespace {namespace} because it is being terminated"),
+        );
+        if let Some(details) = error.details.as_mut().and_then(Value::as_object_mut) {
+            details.insert(
+                "causes".into(),
+                json!([{
+                    "reason": "NamespaceTerminating",
+                    "message": format!("namespace {namespace} is being terminated"),
+                    "field": "metadata.namespace",
+                }]),
+            );
+        }
+        error
     }
 
     /// 401.

@@ -167,12 +167,14 @@ impl Allocator {
         }
     }
 
+    /// The error for a number that is no node port of this cluster.
+    pub(super) fn port_out_of_range(&self) -> AllocError {
+        AllocError::PortOutOfRange(*self.node_port_range.start(), *self.node_port_range.end())
+    }
+
     pub(super) fn take_port(&mut self, port: u16) -> Result<(), AllocError> {
         if !self.node_port_range.contains(&port) {
-            return Err(AllocError::PortOutOfRange(
-                *self.node_port_range.start(),
-                *self.node_port_range.end(),
-            ));
+            return Err(self.port_out_of_range());
         }
         if !self.ports.insert(port) {
             return Err(AllocError::PortTaken);

@@ -123,6 +123,31 @@ const PLAIN: ResourceInfo = ResourceInfo {
     schema: "",
 };
 
+/// Namespaces, which the rules of other kinds refer to.
+pub(super) const NAMESPACES: ResourceInfo = ResourceInfo {
+    kind: "Namespace",
+    list_kind: "NamespaceList",
+    plural: "namespaces",
+    singular: "namespace",
+    short_names: &["ns"],
+    namespaced: false,
+    has_status: true,
+    verbs: NAMESPACE_VERBS,
+    subresources: &[
+        SubresourceInfo {
+            name: "finalize",
+            group: "",
+            version: "",
+            kind: "Namespace",
+            verbs: &["update"],
+        },
+        status("Namespace"),
+    ],
+    storage_version_hash: "Q3oi5N2YM8M=",
+    schema: "io.k8s.api.core.v1.Namespace",
+    ..PLAIN
+};
+
 /// Everything that is served, sorted by group and plural.
 pub static RESOURCES: &[ResourceInfo] = &[
     ResourceInfo {
@@ -155,29 +180,7 @@ pub static RESOURCES: &[ResourceInfo] = &[
         schema: "io.k8s.api.core.v1.Event",
         ..PLAIN
     },
-    ResourceInfo {
-        kind: "Namespace",
-        list_kind: "NamespaceList",
-        plural: "namespaces",
-        singular: "namespace",
-        short_names: &["ns"],
-        namespaced: false,
-        has_status: true,
-        verbs: NAMESPACE_VERBS,
-        subresources: &[
-            SubresourceInfo {
-                name: "finalize",
-                group: "",
-                version: "",
-                kind: "Namespace",
-                verbs: &["update"],
-            },
-            status("Namespace"),
-        ],
-        storage_version_hash: "Q3oi5N2YM8M=",
-        schema: "io.k8s.api.core.v1.Namespace",
-        ..PLAIN
-    },
+    NAMESPACES,
     ResourceInfo {
         kind: "Node",
         list_kind: "NodeList",
