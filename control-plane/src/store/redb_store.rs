@@ -1,0 +1,649 @@
+//! The embedded implementation: one redb file, one writer thread that commits whatever has queued up in one transaction.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::fmt::Display;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread::JoinHandle;
+
+use bytes::Bytes;
+use futures::FutureExt as _;
+use futures::future::BoxFuture;
+use redb::{Database, ReadTransaction, ReadableDatabase as _, ReadableTable as _, Table, TableDefinition};
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::hub::{After, Hub, Topic};
+use super::{Event, Expect, Page, Range, Store, StoreError, Stored, Watch, Write};
+
+/// key -> (revision, value).
+const LATEST: TableDefinition<'_, &str, (u64, &[u8])> = TableDefinition::new("latest");
+/// revision -> (key, new value, revision of the previous value or 0, previous value).
+const LOG: TableDefinition<'_, u64, LogEntry<'static>> = TableDefinition::new("log");
+type LogEntry<'a> = (&'a str, Option<&'a [u8]>, u64, &'a [u8]);
+/// Counters by name: see the constants below.
+const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
+const FORMAT: &str = "format";
+const REVISION: &str = "revision";
+const COMPACTED: &str = "compacted";
+/// The layout of the tables above. A store of another format is refused, not guessed at.
+const FORMAT_VERSION: u64 = 1;
+/// Writes in one transaction: enough to share an fsync, few enough to answer soon.
+const BATCH: usize = 256;
+/// Events that a watcher takes at a time.
+const READ_AHEAD: usize = 128;
+
+/// How a [`RedbStore`] is opened.
+#[derive(Debug, Clone, Copy)]
+pub struct Options {
+    /// Bytes of pages cached in memory.
+    pub cache_bytes: usize,
+    /// When the log holds more events than this, its oldest quarter is compacted.
+    pub max_log: u64,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            cache_bytes: 16 << 20,
+            max_log: 20_000,
+        }
+    }
+}
+
+type Answer<T> = oneshot::Sender<Result<T, StoreError>>;
+
+enum Command {
+    Write(Write, Answer<u64>),
+    Compact(u64, Answer<()>),
+}
+
+struct Inner {
+    database: Database,
+    hub: Hub,
+    compacted: AtomicU64,
+}
+
+/// A [`Store`] in one file.
+pub struct RedbStore {
+    inner: Arc<Inner>,
+    commands: Option<mpsc::Sender<Command>>,
+    writer: Option<JoinHandle<()>>,
+}
+
+impl std::fmt::Debug for RedbStore {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("RedbStore")
+            .field("revision", &self.inner.hub.published())
+            .finish_non_exhaustive()
+    }
+}
+
+fn backend<E: Display>(operation: &'static str) -> impl Fn(E) -> StoreError {
+    move |error| StoreError::Backend {
+        operation,
+        message: error.to_string(),
+    }
+}
+
+impl RedbStore {
+    /// Opens the store at `path`, creating it if needed.
+    ///
+    /// # Errors
+    /// [`StoreError::Locked`] when another process has it open; [`StoreError::Backend`] when the file cannot be used.
+    pub fn open(path: &Path, options: Options) -> Result<Self, StoreError> {
+        let database = Database::builder()
+            .set_cache_size(options.cache_bytes)
+            .create(path)
+            .map_err(|error| {
+                let path = path.display().to_string();
+                match error {
+                    redb::DatabaseError::DatabaseAlreadyOpen => StoreError::Locked { path },
+                    other => StoreError::Backend {
+                        operation: "open store",
+                        message: format!("{path}: {other}"),
+                    },
+                }
+            })?;
+        let (revision, compacted) = prepare(&database)?;
+        let inner = Arc::new(Inner {
+            database,
+            hub: Hub::new(revision),
+            compacted: compacted.into(),
+        });
+        let (commands, receiver) = mpsc::channel(BATCH * 4);
+        let writer = Writer {
+            inner: Arc::clone(&inner),
+            revision,
+            max_log: options.max_log.max(1),
+        };
+        let writer = std::thread::Builder::new()
+            .name("store-writer".into())
+            .spawn(move || writer.run(receiver))
+            .map_err(backend("start store writer"))?;
+        Ok(Self {
+            inner,
+            commands: Some(commands),
+            writer: Some(writer),
+        })
+    }
+
+    async fn command<T>(&self, make: impl FnOnce(Answer<T>) -> Command) -> Result<T, StoreError> {
+        let commands = self.commands.as_ref().ok_or(StoreError::Closed)?;
+        let (answer, answered) = oneshot::channel();
+        commands
+            .send(make(answer))
+            .await
+            .map_err(|_| StoreError::Closed)?;
+        answered.await.map_err(|_| StoreError::Closed)?
+    }
+}
+
+impl Drop for RedbStore {
+    /// Waits for the writes that are queued, so that the file is free for the next process afterwards.
+    fn drop(&mut self) {
+        self.commands = None;
+        if let Some(writer) = self.writer.take()
+            && writer.join().is_err()
+        {
+            tracing::error!("the store's writer thread panicked");
+        }
+    }
+}
+
+/// Creates the tables and reads the counters.
+fn prepare(database: &Database) -> Result<(u64, u64), StoreError> {
+    let operation = "prepare store";
+    let txn = database.begin_write().map_err(backend(operation))?;
+    let counters = {
+        let mut meta = txn.open_table(META).map_err(backend(operation))?;
+        txn.open_table(LATEST).map_err(backend(operation))?;
+        txn.open_table(LOG).map_err(backend(operation))?;
+        let mut read = |name, default| -> Result<u64, StoreError> {
+            let found = meta
+                .get(name)
+                .map_err(backend(operation))?
+                .map(|value| value.value());
+            if let Some(found) = found {
+                return Ok(found);
+            }
+            meta.insert(name, default).map_err(backend(operation))?;
+            Ok(default)
+        };
+        let format = read(FORMAT, FORMAT_VERSION)?;
+        if format != FORMAT_VERSION {
+            let message = format!("it has format {format}, this program reads format {FORMAT_VERSION}");
+            return Err(StoreError::Backend { operation, message });
+        }
+        // Revision 0 means "any" in the API, so nothing may ever be at it.
+        (read(REVISION, 1)?, read(COMPACTED, 0)?)
+    };
+    txn.commit().map_err(backend(operation))?;
+    Ok(counters)
+}
+
+struct Writer {
+    inner: Arc<Inner>,
+    revision: u64,
+    max_log: u64,
+}
+
+/// An answer that is kept back until the transaction is durable.
+enum Pending {
+    Write(Answer<u64>, Result<u64, StoreError>),
+    Compact(Answer<()>, Result<(), StoreError>),
+}
+
+impl Writer {
+    fn run(mut self, mut receiver: mpsc::Receiver<Command>) {
+        while let Some(first) = receiver.blocking_recv() {
+            let mut batch = vec![first];
+            while batch.len() < BATCH
+                && let Ok(next) = receiver.try_recv()
+            {
+                batch.push(next);
+            }
+            self.commit(batch);
+        }
+    }
+
+    fn commit(&mut self, batch: Vec<Command>) {
+        let mut pending = Vec::with_capacity(batch.len());
+        let outcome = self.transact(batch, &mut pending);
+        let failure = match outcome {
+            Ok((revision, compacted, events)) => {
+                self.revision = revision;
+                self.inner.compacted.store(compacted, Ordering::Release);
+                self.inner.hub.publish(events);
+                None
+            }
+            Err(error) => {
+                tracing::error!(%error, "nothing of this batch was written");
+                Some(error)
+            }
+        };
+        for answer in pending {
+            // A receiver that is gone gave up on its request; the write stands.
+            match (answer, &failure) {
+                (Pending::Write(to, Ok(_)), Some(error)) => drop(to.send(Err(error.clone()))),
+                (Pending::Write(to, result), _) => drop(to.send(result)),
+                (Pending::Compact(to, Ok(())), Some(error)) => drop(to.send(Err(error.clone()))),
+                (Pending::Compact(to, result), _) => drop(to.send(result)),
+            }
+        }
+    }
+
+    /// One transaction for all of `batch`. Commands that are not reached stay unanswered, which their senders see as closed.
+    fn transact(
+        &self,
+        batch: Vec<Command>,
+        pending: &mut Vec<Pending>,
+    ) -> Result<(u64, u64, Vec<Arc<Event>>), StoreError> {
+        let operation = "write to store";
+        let mut revision = self.revision;
+        let mut compacted = self.inner.compacted.load(Ordering::Acquire);
+        let mut compact_to = compacted;
+        let mut events = Vec::new();
+        let txn = self.inner.database.begin_write().map_err(backend(operation))?;
+        {
+            let mut latest = txn.open_table(LATEST).map_err(backend(operation))?;
+            let mut log = txn.open_table(LOG).map_err(backend(operation))?;
+            let mut meta = txn.open_table(META).map_err(backend(operation))?;
+            for command in batch {
+                match command {
+                    Command::Write(write, answer) => {
+                        let result = apply(&mut latest, &mut log, write, revision + 1);
+                        match result {
+                            Ok(event) => {
+                                revision = event.revision;
+                                events.push(Arc::new(event));
+                                pending.push(Pending::Write(answer, Ok(revision)));
+                            }
+                            Err(error @ (StoreError::Conflict { .. } | StoreError::Guard { .. })) => {
+                                pending.push(Pending::Write(answer, Err(error)));
+                            }
+                            Err(error) => {
+                                pending.push(Pending::Write(answer, Err(error.clone())));
+                                return Err(error);
+                            }
+                        }
+                    }
+                    Command::Compact(to, answer) if to > revision => {
+                        let error = StoreError::Future {
+                            requested: to,
+                            current: revision,
+                        };
+                        pending.push(Pending::Compact(answer, Err(error)));
+                    }
+                    Command::Compact(to, answer) => {
+                        compact_to = compact_to.max(to);
+                        pending.push(Pending::Compact(answer, Ok(())));
+                    }
+                }
+            }
+            if revision - compact_to > self.max_log {
+                compact_to = revision - (self.max_log - self.max_log / 4);
+            }
+            if events.is_empty() && compact_to == compacted {
+                return Ok((revision, compacted, events));
+            }
+            meta.insert(REVISION, revision).map_err(backend(operation))?;
+            if compact_to > compacted {
+                meta.insert(COMPACTED, compact_to).map_err(backend(operation))?;
+                while log
+                    .first()
+                    .map_err(backend(operation))?
+                    .is_some_and(|(at, _)| at.value() <= compact_to)
+                {
+                    log.pop_first().map_err(backend(operation))?;
+                }
+                compacted = compact_to;
+            }
+        }
+        txn.commit().map_err(backend(operation))?;
+        Ok((revision, compacted, events))
+    }
+}
+
+type Latest<'txn> = Table<'txn, &'static str, (u64, &'static [u8])>;
+type Log<'txn> = Table<'txn, u64, LogEntry<'static>>;
+
+fn read(latest: &Latest<'_>, key: &str) -> Result<Option<Stored>, StoreError> {
+    let found = latest.get(key).map_err(backend("read from store"))?;
+    Ok(found.map(|found| {
+        let (revision, value) = found.value();
+        Stored {
+            key: key.to_owned(),
+            revision,
+            value: Bytes::copy_from_slice(value),
+        }
+    }))
+}
+
+fn holds(expect: Expect, current: Option<&Stored>) -> bool {
+    match expect {
+        Expect::Absent => current.is_none(),
+        Expect::Revision(revision) => current.is_some_and(|current| current.revision == revision),
+    }
+}
+
+fn apply(
+    latest: &mut Latest<'_>,
+    log: &mut Log<'_>,
+    write: Write,
+    revision: u64,
+) -> Result<Event, StoreError> {
+    let operation = "write to store";
+    for (key, expect) in write.guards {
+        if !holds(expect, read(latest, &key)?.as_ref()) {
+            return Err(StoreError::Guard { key });
+        }
+    }
+    let current = read(latest, &write.key)?;
+    if !holds(write.expect, current.as_ref()) {
+        return Err(StoreError::Conflict {
+            key: write.key,
+            current,
+        });
+    }
+    let key = write.key.as_str();
+    let previous = current.map(|current| (current.revision, current.value));
+    let (old_revision, old) = previous
+        .as_ref()
+        .map_or((0, &[][..]), |(at, value)| (*at, value.as_ref()));
+    log.insert(revision, (key, write.value.as_deref(), old_revision, old))
+        .map_err(backend(operation))?;
+    match &write.value {
+        Some(value) => drop(
+            latest
+                .insert(key, (revision, value.as_ref()))
+                .map_err(backend(operation))?,
+        ),
+        None => drop(latest.remove(key).map_err(backend(operation))?),
+    }
+    Ok(Event {
+        revision,
+        key: write.key,
+        value: write.value,
+        previous,
+    })
+}
+
+impl Inner {
+    fn snapshot(&self) -> Result<(ReadTransaction, u64, u64), StoreError> {
+        let operation = "read from store";
+        let txn = self.database.begin_read().map_err(backend(operation))?;
+        let meta = txn.open_table(META).map_err(backend(operation))?;
+        let counter = |name| -> Result<u64, StoreError> {
+            Ok(meta
+                .get(name)
+                .map_err(backend(operation))?
+                .map_or(0, |value| value.value()))
+        };
+        let counters = (counter(REVISION)?, counter(COMPACTED)?);
+        Ok((txn, counters.0, counters.1))
+    }
+
+    fn list(&self, range: &Range) -> Result<Page, StoreError> {
+        let operation = "read from store";
+        let (txn, current, compacted) = self.snapshot()?;
+        let revision = range.revision.unwrap_or(current);
+        check_revision(revision, current, compacted)?;
+        let latest = txn.open_table(LATEST).map_err(backend(operation))?;
+        // What was different then: the first event after `revision` of a key says what the key held.
+        let mut undo: BTreeMap<String, Option<Stored>> = BTreeMap::new();
+        let log = txn.open_table(LOG).map_err(backend(operation))?;
+        for entry in log.range(revision + 1..).map_err(backend(operation))? {
+            let (_, value) = entry.map_err(backend(operation))?;
+            let (key, _, old_revision, old) = value.value();
+            if key.starts_with(&range.prefix) && range.after.as_deref().is_none_or(|after| key > after) {
+                undo.entry(key.to_owned()).or_insert_with(|| {
+                    (old_revision > 0).then(|| Stored {
+                        key: key.to_owned(),
+                        revision: old_revision,
+                        value: Bytes::copy_from_slice(old),
+                    })
+                });
+            }
+        }
+        let mut undo = undo.into_iter().peekable();
+        let limit = if range.limit == 0 { usize::MAX } else { range.limit };
+        let mut page = Page {
+            items: Vec::new(),
+            revision,
+            remaining: 0,
+        };
+        let add = |page: &mut Page, item: &mut dyn FnMut() -> Stored| {
+            if page.items.len() < limit {
+                page.items.push(item());
+            } else {
+                page.remaining += 1;
+            }
+        };
+        let from = range.after.as_deref().unwrap_or(&range.prefix);
+        for entry in latest.range(from..).map_err(backend(operation))? {
+            let (key, value) = entry.map_err(backend(operation))?;
+            let key = key.value();
+            if range.after.as_deref() == Some(key) {
+                continue;
+            }
+            if !key.starts_with(&range.prefix) {
+                break;
+            }
+            while let Some((_, old)) = undo.next_if(|(changed, _)| changed.as_str() < key) {
+                if let Some(old) = old {
+                    add(&mut page, &mut || old.clone());
+                }
+            }
+            if let Some((_, old)) = undo.next_if(|(changed, _)| changed == key) {
+                if let Some(old) = old {
+                    add(&mut page, &mut || old.clone());
+                }
+                continue;
+            }
+            add(&mut page, &mut || {
+                let (revision, value) = value.value();
+                Stored {
+                    key: key.to_owned(),
+                    revision,
+                    value: Bytes::copy_from_slice(value),
+                }
+            });
+        }
+        for (_, old) in undo {
+            if let Some(old) = old {
+                add(&mut page, &mut || old.clone());
+            }
+        }
+        Ok(page)
+    }
+
+    /// Up to `limit` logged events after `revision`, and the revision up to which that is complete.
+    fn log_after(
+        &self,
+        revision: u64,
+        prefix: &str,
+        limit: usize,
+    ) -> Result<(Vec<Arc<Event>>, u64), StoreError> {
+        let operation = "read the store's log";
+        // Nothing unpublished may be returned, or `published` would step back for the reader.
+        let published = self.hub.published();
+        let (txn, current, compacted) = self.snapshot()?;
+        check_revision(revision, current, compacted)?;
+        let log = txn.open_table(LOG).map_err(backend(operation))?;
+        let mut events = Vec::new();
+        for entry in log.range(revision + 1..=published).map_err(backend(operation))? {
+            let (at, value) = entry.map_err(backend(operation))?;
+            let (key, value, old_revision, old) = value.value();
+            if !key.starts_with(prefix) {
+                continue;
+            }
+            events.push(Arc::new(Event {
+                revision: at.value(),
+                key: key.to_owned(),
+                value: value.map(Bytes::copy_from_slice),
+                previous: (old_revision > 0).then(|| (old_revision, Bytes::copy_from_slice(old))),
+            }));
+            if events.len() == limit {
+                return Ok((events, at.value()));
+            }
+        }
+        Ok((events, published.max(revision)))
+    }
+}
+
+fn check_revision(requested: u64, current: u64, compacted: u64) -> Result<(), StoreError> {
+    if requested > current {
+        return Err(StoreError::Future { requested, current });
+    }
+    if requested < compacted {
+        return Err(StoreError::Compacted { requested, compacted });
+    }
+    Ok(())
+}
+
+/// Runs a read of unknown size where it may block.
+fn blocking<T: Send + 'static>(
+    read: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
+) -> BoxFuture<'static, Result<T, StoreError>> {
+    async move {
+        tokio::task::spawn_blocking(read)
+            .await
+            .map_err(backend("read from store"))?
+    }
+    .boxed()
+}
+
+impl Store for RedbStore {
+    fn get(&self, key: &str) -> BoxFuture<'_, Result<(Option<Stored>, u64), StoreError>> {
+        // One key is a handful of cached pages: handing it to another thread would cost more than reading it.
+        let result = (|| {
+            let operation = "read from store";
+            let (txn, revision, _) = self.inner.snapshot()?;
+            let latest = txn.open_table(LATEST).map_err(backend(operation))?;
+            let found = latest.get(key).map_err(backend(operation))?;
+            let found = found.map(|found| {
+                let (revision, value) = found.value();
+                Stored {
+                    key: key.to_owned(),
+                    revision,
+                    value: Bytes::copy_from_slice(value),
+                }
+            });
+            Ok((found, revision))
+        })();
+        std::future::ready(result).boxed()
+    }
+
+    fn list(&self, range: Range) -> BoxFuture<'_, Result<Page, StoreError>> {
+        let inner = Arc::clone(&self.inner);
+        blocking(move || inner.list(&range))
+    }
+
+    fn write(&self, write: Write) -> BoxFuture<'_, Result<u64, StoreError>> {
+        self.command(|answer| Command::Write(write, answer)).boxed()
+    }
+
+    fn watch(&self, prefix: &str, revision: u64) -> BoxFuture<'_, Result<Box<dyn Watch>, StoreError>> {
+        let result = (|| {
+            let topic = self.inner.hub.topic(prefix);
+            let changed = topic.subscribe();
+            let (_, current, compacted) = self.inner.snapshot()?;
+            check_revision(revision, current, compacted)?;
+            let watch = LogWatch {
+                inner: Arc::clone(&self.inner),
+                topic,
+                changed,
+                prefix: prefix.to_owned(),
+                read: revision,
+                buffer: VecDeque::new(),
+            };
+            Ok(Box::new(watch) as Box<dyn Watch>)
+        })();
+        std::future::ready(result).boxed()
+    }
+
+    fn reached(&self, revision: u64) -> BoxFuture<'_, Result<(), StoreError>> {
+        async move {
+            let mut published = self.inner.hub.subscribe();
+            published
+                .wait_for(|at| *at >= revision)
+                .await
+                .map_err(|_| StoreError::Closed)?;
+            Ok(())
+        }
+        .boxed()
+    }
+
+    fn compact(&self, revision: u64) -> BoxFuture<'_, Result<(), StoreError>> {
+        self.command(move |answer| Command::Compact(revision, answer))
+            .boxed()
+    }
+}
+
+/// A watcher: a position in the history, and a few events read ahead.
+struct LogWatch {
+    inner: Arc<Inner>,
+    topic: Arc<Topic>,
+    changed: watch::Receiver<()>,
+    prefix: String,
+    /// Everything up to this revision is in `buffer` or was delivered.
+    read: u64,
+    buffer: VecDeque<Arc<Event>>,
+}
+
+impl LogWatch {
+    /// Takes what the topic's ring has. False when the ring no longer reaches back far enough.
+    fn fill(&mut self) -> bool {
+        let published = self.inner.hub.published();
+        match self.topic.after(self.read, &self.prefix, READ_AHEAD) {
+            After::Gone => false,
+            After::Events(events) => {
+                let complete = events.len() < READ_AHEAD;
+                self.buffer.extend(events);
+                // The ring may already hold events newer than `published`.
+                let last = self.buffer.back().map_or(0, |event| event.revision);
+                self.read = if complete {
+                    self.read.max(published).max(last)
+                } else {
+                    last
+                };
+                true
+            }
+        }
+    }
+
+    async fn next_event(&mut self) -> Result<Arc<Event>, StoreError> {
+        loop {
+            if let Some(event) = self.buffer.pop_front() {
+                return Ok(event);
+            }
+            // Seen before reading, so that a change during the read wakes us up again.
+            self.changed.borrow_and_update();
+            if !self.fill() {
+                let (inner, read, prefix) = (Arc::clone(&self.inner), self.read, self.prefix.clone());
+                let (events, complete) = blocking(move || inner.log_after(read, &prefix, READ_AHEAD)).await?;
+                self.buffer.extend(events);
+                self.read = complete;
+                continue;
+            }
+            if self.buffer.is_empty() {
+                self.changed.changed().await.map_err(|_| StoreError::Closed)?;
+            }
+        }
+    }
+}
+
+impl Watch for LogWatch {
+    fn next(&mut self) -> BoxFuture<'_, Result<Arc<Event>, StoreError>> {
+        self.next_event().boxed()
+    }
+
+    fn progress(&mut self) -> Option<u64> {
+        if self.buffer.is_empty() && self.fill() && self.buffer.is_empty() {
+            Some(self.read)
+        } else {
+            None
+        }
+    }
+}
