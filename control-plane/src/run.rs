@@ -1,1 +1,96 @@
 //! Brings the control plane up and down.
+
+use std::fs;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::config::Config;
+use crate::controllers::endpointslice;
+use crate::pki::{self, Pki};
+use crate::resource::Allocator;
+use crate::server::{self, Api, Bootstrap};
+use crate::store::{self, RedbStore};
+
+/// Serves the API and runs the controllers until `shutdown` completes.
+///
+/// # Errors
+/// When the data directory is unusable or in use by another process, or the address is taken.
+pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<()> {
+    let dir = &config.data_dir;
+    pki::create_private_dir(dir)?;
+    let store = {
+        let path = dir.join("store.redb");
+        let open = tokio::task::spawn_blocking(move || RedbStore::open(&path, store::Options::default()));
+        open.await?.context("open the control plane's data")?
+    };
+    let pki = Pki::ensure(&dir.join("pki"), &config.certificate_names())?;
+    let tls = pki.server_config()?;
+    let listener = TcpListener::bind(config.bind)
+        .await
+        .with_context(|| format!("listen on {}", config.bind))?;
+    let bound = listener.local_addr()?;
+    let address = format!("{}:{}", config.host(bound), bound.port());
+
+    let stop = CancellationToken::new();
+    let allocator = Allocator::new(config.service_cidrs.clone(), config.node_port_range.clone());
+    let (api, remover) = Api::new(Arc::new(store), allocator, address.clone(), stop.clone())
+        .await
+        .context("read stored objects")?;
+    let bootstrap = Bootstrap {
+        cluster_ip: config.kubernetes_ips().first().copied(),
+        advertised: config.advertised_ip(),
+        port: bound.port(),
+    };
+    api.bootstrap(&bootstrap)
+        .await
+        .context("create the cluster's own objects")?;
+
+    let url = format!("https://{address}");
+    let kubeconfig = config.kubeconfig_path();
+    if let Some(parent) = kubeconfig
+        .parent()
+        .filter(|parent| !parent.as_os_str().is_empty())
+    {
+        fs::create_dir_all(parent).with_context(|| format!("create directory {}", parent.display()))?;
+    }
+    let content = pki.kubeconfig(&url);
+    pki::write_private(&kubeconfig, &content)?;
+    tracing::info!(%url, kubeconfig = %kubeconfig.display(), "serving the Kubernetes API");
+
+    let tasks = TaskTracker::new();
+    tasks.spawn(server::serve(Arc::clone(&api), listener, tls, stop.clone()));
+    tasks.spawn(remover.run(Arc::clone(&api)));
+    {
+        let (api, interval) = (Arc::clone(&api), Duration::from_secs(config.history_seconds));
+        tasks.spawn(async move { api.compact_periodically(interval).await });
+    }
+    let client = client(&content).await?;
+    tasks.spawn(endpointslice::run(client, stop.clone()));
+    // The tasks hold the store: when they have ended it is closed.
+    drop(api);
+
+    shutdown.await;
+    tracing::info!("shutting down");
+    stop.cancel();
+    tasks.close();
+    tasks.wait().await;
+    Ok(())
+}
+
+/// A client of the API for the controllers, which use it as any other client would.
+async fn client(kubeconfig: &str) -> Result<kube::Client> {
+    let config = kube::config::Kubeconfig::from_yaml(kubeconfig).context("read own kubeconfig")?;
+    let mut config =
+        kube::Config::from_custom_kubeconfig(config, &kube::config::KubeConfigOptions::default())
+            .await
+            .context("read own kubeconfig")?;
+    // Proxies from the environment are not meant for the way to ourselves.
+    config.proxy_url = None;
+    kube::Client::try_from(config).context("connect to the own API")
+}

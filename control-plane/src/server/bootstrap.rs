@@ -1,0 +1,116 @@
+//! What every cluster has from the start: its namespaces, and the Service through which pods reach the API.
+
+use std::net::IpAddr;
+
+use serde_json::{Value, json};
+
+use super::Api;
+use super::delete::Options;
+use super::route::Target;
+use super::write::{How, collection};
+use crate::error::ApiError;
+
+/// Where the API is.
+#[derive(Debug, Clone)]
+pub struct Bootstrap {
+    /// ClusterIP of the Service `default/kubernetes`: the first of the first service range.
+    pub cluster_ip: Option<IpAddr>,
+    /// The address that pods and nodes reach the API at, if there is one.
+    pub advertised: Option<IpAddr>,
+    /// The port that the API listens on.
+    pub port: u16,
+}
+
+impl Api {
+    /// Creates or corrects the namespaces and the Service `default/kubernetes` with its EndpointSlice.
+    ///
+    /// # Errors
+    /// When the store fails, or another object is in the way.
+    pub async fn bootstrap(&self, bootstrap: &Bootstrap) -> Result<(), ApiError> {
+        let namespaces = collection("", "namespaces", "")?;
+        for name in ["default", "kube-system", "kube-public", "kube-node-lease"] {
+            let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}});
+            self.ensure(&namespaces, namespace, |_| false, |_| {}).await?;
+        }
+        let Some(cluster_ip) = bootstrap.cluster_ip else {
+            return Ok(());
+        };
+        let services = collection("", "services", "default")?;
+        let ports = json!([{"name": "https", "protocol": "TCP", "port": 443, "targetPort": bootstrap.port}]);
+        let service = json!({
+            "apiVersion": "v1",
+            "kind": "Service",
+            "metadata": {"name": "kubernetes", "labels": {"component": "apiserver", "provider": "kubernetes"}},
+            "spec": {"type": "ClusterIP", "clusterIP": cluster_ip.to_string(), "ports": ports.clone()},
+        });
+        let differs = |old: &Value| old["spec"]["ports"] != ports;
+        self.ensure(&services, service, differs, |old| {
+            old["spec"]["ports"] = ports.clone();
+        })
+        .await?;
+        self.ensure_slice(bootstrap).await
+    }
+
+    async fn ensure_slice(&self, bootstrap: &Bootstrap) -> Result<(), ApiError> {
+        let slices = collection("discovery.k8s.io", "endpointslices", "default")?;
+        let family = |ip: IpAddr| if ip.is_ipv4() { "IPv4" } else { "IPv6" };
+        let stale = match (self.find(&slices, "kubernetes").await?, bootstrap.advertised) {
+            (None, _) => false,
+            (Some(_), None) => true,
+            (Some(old), Some(ip)) => {
+                // The address type cannot be changed.
+                let old = super::codec::decode(slices.resource, old.revision, &old.value)?;
+                old["addressType"] != family(ip)
+            }
+        };
+        if stale {
+            self.remove(&slices, "kubernetes", &Options::default()).await?;
+        }
+        // An API that only this machine can reach has no address that pods could use.
+        let Some(ip) = bootstrap.advertised else {
+            return Ok(());
+        };
+        let endpoints = json!([{"addresses": [ip.to_string()], "conditions": {"ready": true}}]);
+        let ports = json!([{"name": "https", "protocol": "TCP", "port": bootstrap.port}]);
+        let slice = json!({
+            "apiVersion": "discovery.k8s.io/v1",
+            "kind": "EndpointSlice",
+            "metadata": {"name": "kubernetes", "labels": {"kubernetes.io/service-name": "kubernetes"}},
+            "addressType": family(ip),
+            "endpoints": endpoints.clone(),
+            "ports": ports.clone(),
+        });
+        let differs = |old: &Value| old["endpoints"] != endpoints || old["ports"] != ports;
+        let correct = |old: &mut Value| {
+            old["endpoints"] = endpoints.clone();
+            old["ports"] = ports.clone();
+        };
+        self.ensure(&slices, slice, differs, correct).await
+    }
+
+    /// Creates `object`, or corrects what is there if it `differs`.
+    async fn ensure(
+        &self,
+        target: &Target,
+        object: Value,
+        differs: impl Fn(&Value) -> bool,
+        correct: impl Fn(&mut Value),
+    ) -> Result<(), ApiError> {
+        let name = object["metadata"]["name"].as_str().unwrap_or_default().to_owned();
+        let how = How::default();
+        match self.insert(target, object, how, &mut Vec::new()).await {
+            Err(error) if error.reason == "AlreadyExists" => {}
+            other => return other.map(drop),
+        }
+        let make = |old: &Value| {
+            let mut new = old.clone();
+            if differs(old) {
+                correct(&mut new);
+            }
+            Ok(new)
+        };
+        self.change(target, &name, None, how, &mut Vec::new(), make)
+            .await
+            .map(drop)
+    }
+}

@@ -1,0 +1,128 @@
+//! Removes what is in a deleted namespace, then the namespace.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::Value;
+
+use super::delete::{Options, Removed};
+use super::route::Target;
+use super::{Api, NamespaceRemover, codec, errors, write};
+use crate::error::ApiError;
+use crate::resource::RESOURCES;
+use crate::store::{Expect, Range, StoreError, Write};
+
+/// Pause before a namespace whose removal failed is tried again.
+const RETRY: Duration = Duration::from_secs(1);
+
+impl NamespaceRemover {
+    /// Runs until the API shuts down. Also takes up deletions that a former process left unfinished.
+    pub async fn run(mut self, api: Arc<Api>) {
+        if let Err(error) = api.recheck_all_namespaces().await {
+            tracing::error!(%error, "namespaces that were being deleted are not taken up");
+        }
+        while let Some(Some(namespace)) = api.shutdown.run_until_cancelled(self.0.recv()).await {
+            let done = api
+                .shutdown
+                .run_until_cancelled(api.empty_namespace(&namespace))
+                .await;
+            if let Some(Err(error)) = done {
+                tracing::warn!(namespace, %error, "remove the content of the namespace; trying again");
+                let api = Arc::clone(&api);
+                tokio::spawn(async move {
+                    let api = &api;
+                    let retry = async {
+                        tokio::time::sleep(RETRY).await;
+                        api.recheck_namespace(&namespace);
+                    };
+                    api.shutdown.run_until_cancelled(retry).await
+                });
+            }
+        }
+    }
+}
+
+impl Api {
+    async fn recheck_all_namespaces(&self) -> Result<(), ApiError> {
+        let namespaces = write::collection("", "namespaces", "")?;
+        let range = Range {
+            prefix: namespaces.prefix(),
+            ..Range::default()
+        };
+        let page = self
+            .store
+            .list(range)
+            .await
+            .map_err(|error| errors::from_store(&error))?;
+        for item in page.items {
+            if let Some(name) = item.key.strip_prefix(&namespaces.prefix()) {
+                self.recheck_namespace(name);
+            }
+        }
+        Ok(())
+    }
+
+    /// Deletes the content of a namespace that is marked for deletion, and the namespace when nothing is left.
+    async fn empty_namespace(&self, name: &str) -> Result<(), ApiError> {
+        let namespaces = write::collection("", "namespaces", "")?;
+        loop {
+            let Some(stored) = self.find(&namespaces, name).await? else {
+                return Ok(());
+            };
+            let namespace = codec::decode(namespaces.resource, stored.revision, &stored.value)?;
+            if !namespace["metadata"]["deletionTimestamp"].is_string() {
+                return Ok(());
+            }
+            let mut left = 0;
+            for r in RESOURCES.iter().filter(|r| r.namespaced) {
+                left += self.empty_collection(&Target::collection(r, name)).await?;
+            }
+            let foreign = |finalizer: &Value| finalizer != "kubernetes";
+            let held = namespace["metadata"]["finalizers"]
+                .as_array()
+                .is_some_and(|held| !held.is_empty())
+                || namespace["spec"]["finalizers"]
+                    .as_array()
+                    .is_some_and(|held| held.iter().any(foreign));
+            if left > 0 || held {
+                // Whoever removes the last finalizer has this looked at again.
+                return Ok(());
+            }
+            let write = Write {
+                key: stored.key,
+                expect: Expect::Revision(stored.revision),
+                value: None,
+                guards: Vec::new(),
+            };
+            match self.store.write(write).await {
+                Ok(_) => return Ok(()),
+                Err(StoreError::Conflict { .. }) => {}
+                Err(error) => return Err(errors::from_store(&error)),
+            }
+        }
+    }
+
+    /// Deletes all objects of one kind; returns how many have to wait for a finalizer.
+    async fn empty_collection(&self, target: &Target) -> Result<usize, ApiError> {
+        let range = Range {
+            prefix: target.prefix(),
+            ..Range::default()
+        };
+        let page = self
+            .store
+            .list(range)
+            .await
+            .map_err(|error| errors::from_store(&error))?;
+        let mut left = 0;
+        for item in page.items {
+            let name = item.key.strip_prefix(&target.prefix()).unwrap_or_default();
+            match self.remove(target, name, &Options::default()).await {
+                Ok(Removed::Gone(_)) => {}
+                Ok(Removed::Marked(_)) => left += 1,
+                Err(error) if error.code == 404 => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(left)
+    }
+}
