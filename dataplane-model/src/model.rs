@@ -1,0 +1,405 @@
+//! The cluster as this node sees it: events in, desired services out. An event costs what the services that it touches
+//! cost, not what the cluster costs.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
+
+use dataplane_common::abi::{FrontendKey, frontend_class, frontend_kind, service_flag};
+use k8s_openapi::api::core::v1::{Node, Service};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+
+use crate::desired::{Desired, DesiredService, ServiceConfig, SetBackend};
+use crate::event::Event;
+use crate::key::{BackendKey, Family, ObjectName, ServiceKey};
+use crate::object::{LABEL_ZONE, Problem, ServiceObject, ServicePort, SliceObject, family_index};
+use crate::select::{Candidate, Hint, Policy, categorize};
+
+/// Who wants a frontend: the oldest Service keeps it, then the first by name, so arrival order does not matter.
+type Claim = (i64, ServiceKey);
+
+/// The objects of the cluster, reduced, with the indexes that keep a change cheap.
+#[derive(Debug, Default)]
+pub struct Model {
+    node_name: String,
+    zone: Option<String>,
+    services: BTreeMap<ObjectName, ServiceObject>,
+    /// Slices by Service, then by slice name, because duplicates are resolved in that order.
+    slices: HashMap<ObjectName, BTreeMap<Arc<str>, SliceObject>>,
+    /// The Service that a slice belongs to, by the slice's name: its label may change.
+    slice_owner: HashMap<ObjectName, ObjectName>,
+    claims: HashMap<FrontendKey, BTreeSet<Claim>>,
+    dirty: BTreeSet<ServiceKey>,
+}
+
+impl Model {
+    /// An empty model for the node of this name. Without a name no endpoint is local.
+    #[must_use]
+    pub fn new(node_name: &str) -> Self {
+        Self {
+            node_name: node_name.into(),
+            ..Self::default()
+        }
+    }
+
+    /// Takes an event in. What was wrong with the objects is returned; the good rest of them is used.
+    pub fn apply(&mut self, event: Event) -> Vec<Problem> {
+        let mut problems = Vec::new();
+        match event {
+            Event::ServiceApplied(service) => {
+                self.apply_service(&service, &mut problems);
+            }
+            Event::ServiceDeleted { namespace, name } => {
+                self.set_service(&ObjectName::new(&namespace, &name), None, &mut problems);
+            }
+            Event::SliceApplied(slice) => {
+                self.apply_slice(&slice, &mut problems);
+            }
+            Event::SliceDeleted { namespace, name } => {
+                self.set_slice(&ObjectName::new(&namespace, &name), None)
+            }
+            Event::NodeApplied(node) => self.apply_node(&node),
+            Event::NodeDeleted { name } => {
+                if name == self.node_name {
+                    self.set_zone(None);
+                }
+            }
+            Event::ServicesReplaced(list) => {
+                let mut gone: HashSet<ObjectName> = self.services.keys().cloned().collect();
+                for service in &list {
+                    if let Some(name) = self.apply_service(service, &mut problems) {
+                        gone.remove(&name);
+                    }
+                }
+                for name in gone {
+                    self.set_service(&name, None, &mut problems);
+                }
+            }
+            Event::SlicesReplaced(list) => {
+                let mut gone: HashSet<ObjectName> = self.slice_owner.keys().cloned().collect();
+                for slice in &list {
+                    if let Some(name) = self.apply_slice(slice, &mut problems) {
+                        gone.remove(&name);
+                    }
+                }
+                for name in gone {
+                    self.set_slice(&name, None);
+                }
+            }
+            Event::NodesReplaced(list) => {
+                let own = list
+                    .iter()
+                    .find(|n| n.metadata.name.as_deref() == Some(&self.node_name));
+                match own {
+                    Some(node) => self.apply_node(node),
+                    None => self.set_zone(None),
+                }
+            }
+        }
+        problems
+    }
+
+    /// The services whose desired state may have changed since the last call.
+    pub fn take_dirty(&mut self) -> BTreeSet<ServiceKey> {
+        std::mem::take(&mut self.dirty)
+    }
+
+    /// What a service should be; `None` if there should be none of this key.
+    #[must_use]
+    pub fn desired(&self, key: &ServiceKey) -> Option<DesiredService> {
+        let service = self.services.get(&key.service)?;
+        let port = service
+            .ports
+            .iter()
+            .find(|p| p.name == key.port_name && p.protocol == key.protocol)?;
+        let addr = service.cluster_ip[family_index(key.family)]?;
+        let policy = Policy {
+            internal_local: service.internal_local,
+            external_local: service.external_local,
+            externally_accessible: port.node_port || service.external[family_index(key.family)],
+        };
+        let selection = categorize(&self.candidates(key), policy);
+
+        let frontend = cluster_ip_frontend(addr, port);
+        let owns = self
+            .claims
+            .get(&frontend)
+            .and_then(BTreeSet::first)
+            .is_some_and(|(_, owner)| owner == key);
+        let frontends = owns
+            .then_some((frontend, frontend_kind::CLUSTER_IP))
+            .into_iter()
+            .collect();
+        let flag = |on: bool, bit: u32| if on { bit } else { 0 };
+        Some(DesiredService {
+            frontends,
+            cluster: sorted(selection.cluster),
+            local: sorted(selection.local),
+            config: ServiceConfig {
+                algorithm: service.algorithm,
+                flags: flag(service.internal_local, service_flag::INTERNAL_LOCAL)
+                    | flag(service.external_local, service_flag::EXTERNAL_LOCAL),
+            },
+            has_any: selection.has_any,
+        })
+    }
+
+    /// What the whole node should be.
+    #[must_use]
+    pub fn desired_all(&self) -> Desired {
+        let keys = self
+            .services
+            .iter()
+            .flat_map(|(name, service)| keys_of(name, service));
+        Desired {
+            services: keys
+                .filter_map(|key| Some((key.clone(), self.desired(&key)?)))
+                .collect(),
+        }
+    }
+
+    /// This node's zone, from its label.
+    #[must_use]
+    pub fn zone(&self) -> Option<&str> {
+        self.zone.as_deref()
+    }
+
+    /// How many Services and endpoint slices are known, in this order.
+    #[must_use]
+    pub fn object_counts(&self) -> (usize, usize) {
+        (self.services.len(), self.slice_owner.len())
+    }
+
+    fn apply_service(&mut self, service: &Service, problems: &mut Vec<Problem>) -> Option<ObjectName> {
+        match ServiceObject::parse(service) {
+            Ok((name, object, found)) => {
+                problems.extend(found);
+                self.set_service(&name, object, problems);
+                Some(name)
+            }
+            Err(problem) => {
+                problems.push(problem);
+                None
+            }
+        }
+    }
+
+    fn set_service(&mut self, name: &ObjectName, object: Option<ServiceObject>, problems: &mut Vec<Problem>) {
+        if self.services.get(name) == object.as_ref() {
+            return;
+        }
+        if let Some(old) = self.services.remove(name) {
+            for (frontend, key) in frontends_of(name, &old) {
+                self.unclaim(&frontend, &(old.created, key));
+            }
+            self.dirty.extend(keys_of(name, &old));
+        }
+        let Some(new) = object else { return };
+        for (frontend, key) in frontends_of(name, &new) {
+            self.claim(frontend, (new.created, key), problems);
+        }
+        self.dirty.extend(keys_of(name, &new));
+        self.services.insert(name.clone(), new);
+    }
+
+    fn claim(&mut self, frontend: FrontendKey, claim: Claim, problems: &mut Vec<Problem>) {
+        let claims = self.claims.entry(frontend).or_default();
+        if let Some((_, before)) = claims.first() {
+            self.dirty.insert(before.clone());
+        }
+        claims.insert(claim);
+        if let (true, Some((_, owner))) = (claims.len() > 1, claims.first()) {
+            for (_, loser) in claims.iter().skip(1) {
+                problems.push(Problem {
+                    object: format!("Service {}", loser.service),
+                    message: format!("{}:{} already belongs to {owner}", frontend.addr, frontend.port),
+                });
+            }
+        }
+    }
+
+    fn unclaim(&mut self, frontend: &FrontendKey, claim: &Claim) {
+        if let Some(claims) = self.claims.get_mut(frontend) {
+            claims.remove(claim);
+            match claims.first() {
+                Some((_, heir)) => {
+                    self.dirty.insert(heir.clone());
+                }
+                None => {
+                    self.claims.remove(frontend);
+                }
+            }
+        }
+    }
+
+    fn apply_slice(&mut self, slice: &EndpointSlice, problems: &mut Vec<Problem>) -> Option<ObjectName> {
+        match SliceObject::parse(slice, &self.node_name) {
+            Ok((name, object, found)) => {
+                problems.extend(found);
+                self.set_slice(&name, object);
+                Some(name)
+            }
+            Err(problem) => {
+                problems.push(problem);
+                None
+            }
+        }
+    }
+
+    fn set_slice(&mut self, name: &ObjectName, object: Option<SliceObject>) {
+        let owner = self.slice_owner.get(name).cloned();
+        if let Some(owner) = &owner {
+            let slices = self.slices.get_mut(owner);
+            if slices.as_ref().and_then(|s| s.get(&name.name)) == object.as_ref() {
+                return;
+            }
+            if let Some(slices) = slices {
+                slices.remove(&name.name);
+                if slices.is_empty() {
+                    self.slices.remove(owner);
+                }
+            }
+            self.slice_owner.remove(name);
+            self.mark(owner);
+        }
+        if let Some(slice) = object {
+            let service = slice.service.clone();
+            self.slice_owner.insert(name.clone(), service.clone());
+            self.slices
+                .entry(service.clone())
+                .or_default()
+                .insert(Arc::clone(&name.name), slice);
+            if owner.as_ref() != Some(&service) {
+                self.mark(&service);
+            }
+        }
+    }
+
+    fn mark(&mut self, name: &ObjectName) {
+        if let Some(service) = self.services.get(name) {
+            self.dirty.extend(keys_of(name, service));
+        }
+    }
+
+    fn apply_node(&mut self, node: &Node) {
+        if node.metadata.name.as_deref() == Some(&self.node_name) {
+            let zone = node
+                .metadata
+                .labels
+                .as_ref()
+                .and_then(|labels| labels.get(LABEL_ZONE));
+            self.set_zone(zone.filter(|z| !z.is_empty()).cloned());
+        }
+    }
+
+    fn set_zone(&mut self, zone: Option<String>) {
+        if self.zone == zone {
+            return;
+        }
+        self.zone = zone;
+        let hinted = |slice: &SliceObject| slice.endpoints.iter().any(|e| e.zone_hints.is_some());
+        let names = self
+            .slices
+            .iter()
+            .filter(|(_, s)| s.values().any(hinted))
+            .map(|(name, _)| name.clone());
+        for name in names.collect::<Vec<_>>() {
+            self.mark(&name);
+        }
+    }
+
+    /// The endpoints of a service, one per backend. Of duplicates a later one replaces an earlier one unless it is
+    /// terminating (spec kube-proxy 1.2).
+    fn candidates(&self, key: &ServiceKey) -> Vec<Candidate> {
+        let slices = self
+            .slices
+            .get(&key.service)
+            .into_iter()
+            .flat_map(BTreeMap::values);
+        let mut out: Vec<Candidate> = Vec::new();
+        let mut seen: HashMap<BackendKey, usize> = HashMap::new();
+        for slice in slices.filter(|s| s.family == key.family) {
+            let ports = slice
+                .ports
+                .iter()
+                .filter(|p| p.protocol == key.protocol && p.name == key.port_name);
+            for port in ports {
+                for endpoint in &slice.endpoints {
+                    let zone_hint = match (&endpoint.zone_hints, &self.zone) {
+                        (None, _) => Hint::None,
+                        (Some(zones), Some(zone)) if zones.iter().any(|z| **z == **zone) => Hint::Here,
+                        (Some(_), _) => Hint::Elsewhere,
+                    };
+                    let candidate = Candidate {
+                        backend: BackendKey {
+                            addr: endpoint.addr,
+                            port: port.port,
+                            protocol: key.protocol,
+                        },
+                        ready: endpoint.ready,
+                        serving: endpoint.serving,
+                        terminating: endpoint.terminating,
+                        local: endpoint.local,
+                        node_hint: match (endpoint.node_hints, endpoint.node_hint_here) {
+                            (false, _) => Hint::None,
+                            (true, true) => Hint::Here,
+                            (true, false) => Hint::Elsewhere,
+                        },
+                        zone_hint,
+                    };
+                    match seen.get(&candidate.backend) {
+                        None => {
+                            seen.insert(candidate.backend, out.len());
+                            out.push(candidate);
+                        }
+                        Some(&at) if !candidate.terminating => out[at] = candidate,
+                        Some(_) => {}
+                    }
+                }
+            }
+        }
+        out
+    }
+}
+
+fn cluster_ip_frontend(addr: dataplane_common::abi::Addr, port: &ServicePort) -> FrontendKey {
+    FrontendKey {
+        addr,
+        port: port.port,
+        protocol: port.protocol.number(),
+        class: frontend_class::ADDRESS,
+    }
+}
+
+/// Every service of a Service object: its ports in each family that it is offered in.
+fn keys_of<'a>(name: &'a ObjectName, service: &'a ServiceObject) -> impl Iterator<Item = ServiceKey> + 'a {
+    let families = [Family::V4, Family::V6]
+        .into_iter()
+        .filter(|f| service.cluster_ip[family_index(*f)].is_some());
+    families.flat_map(move |family| {
+        service.ports.iter().map(move |port| ServiceKey {
+            service: name.clone(),
+            port_name: Arc::clone(&port.name),
+            protocol: port.protocol,
+            family,
+        })
+    })
+}
+
+fn frontends_of<'a>(
+    name: &'a ObjectName,
+    service: &'a ServiceObject,
+) -> impl Iterator<Item = (FrontendKey, ServiceKey)> + 'a {
+    keys_of(name, service).filter_map(|key| {
+        let addr = service.cluster_ip[family_index(key.family)]?;
+        let port = service
+            .ports
+            .iter()
+            .find(|p| p.name == key.port_name && p.protocol == key.protocol)?;
+        Some((cluster_ip_frontend(addr, port), key))
+    })
+}
+
+fn sorted(mut set: Vec<SetBackend>) -> Vec<SetBackend> {
+    set.sort_unstable();
+    set
+}

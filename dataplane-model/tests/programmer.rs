@@ -1,0 +1,414 @@
+//! Properties of the programmer, as a program in the kernel would see its maps.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use dataplane_common::abi::{BePort, FrontendKey, FrontendValue, frontend_kind, service_flag};
+use dataplane_model::program::{
+    Capacity, FakeMaps, FaultyMaps, MapError, Maps, Programmer, QUARANTINE_MS, Write,
+};
+use dataplane_model::{
+    BackendKey, BackendState, Desired, DesiredService, Family, ObjectName, Protocol, ServiceConfig,
+    ServiceKey, SetBackend, diff,
+};
+use proptest::prelude::*;
+
+const CAPACITY: Capacity = Capacity {
+    services: 64,
+    backends: 64,
+    slots: 512,
+    frontends: 64,
+};
+
+fn key(i: u8) -> ServiceKey {
+    ServiceKey {
+        service: ObjectName::new("default", &format!("s{i}")),
+        port_name: "".into(),
+        protocol: Protocol::Tcp,
+        family: Family::V4,
+    }
+}
+
+fn frontend(i: u8) -> FrontendKey {
+    let addr = std::net::Ipv4Addr::new(10, 96, 0, i).into();
+    FrontendKey {
+        addr,
+        port: BePort::from_host(80),
+        protocol: 6,
+        class: 0,
+    }
+}
+
+fn backend(i: u8) -> BackendKey {
+    let addr = std::net::Ipv4Addr::new(10, 0, 0, i).into();
+    BackendKey {
+        addr,
+        port: BePort::from_host(8080),
+        protocol: Protocol::Tcp,
+    }
+}
+
+fn set(ids: &BTreeSet<u8>) -> Vec<SetBackend> {
+    ids.iter()
+        .map(|i| SetBackend {
+            backend: backend(*i),
+            state: BackendState::Active,
+            local: false,
+        })
+        .collect()
+}
+
+/// Up to 6 services over 6 frontends (each frontend to one service) and 10 backends.
+fn desired() -> impl Strategy<Value = Desired> {
+    let service = (
+        prop::collection::btree_set(0u8..10, 0..6),
+        prop::collection::btree_set(0u8..10, 0..4),
+        any::<bool>(),
+    );
+    let owners = prop::collection::btree_map(0u8..6, 0u8..6, 0..6);
+    (prop::collection::btree_map(0u8..6, service, 0..6), owners).prop_map(|(services, owners)| Desired {
+        services: services
+            .into_iter()
+            .map(|(i, (cluster, local, internal_local))| {
+                let flags = if internal_local {
+                    service_flag::INTERNAL_LOCAL
+                } else {
+                    0
+                };
+                let mine = owners.iter().filter(|(_, owner)| **owner == i);
+                let service = DesiredService {
+                    frontends: mine
+                        .map(|(f, _)| (frontend(*f), frontend_kind::CLUSTER_IP))
+                        .collect(),
+                    cluster: set(&cluster),
+                    local: set(&local),
+                    config: ServiceConfig { algorithm: 0, flags },
+                    has_any: true,
+                };
+                (key(i), service)
+            })
+            .collect(),
+    })
+}
+
+/// What a connect to `frontend` could reach, read as the eBPF program reads; an error is what it would refuse as broken.
+fn reachable(
+    maps: &impl Maps,
+    value: FrontendValue,
+) -> Result<(BTreeSet<BackendKey>, BTreeSet<BackendKey>), String> {
+    let row = maps.service(value.service).ok_or("service id out of range")?;
+    let read = |base: u32, count: u32| -> Result<BTreeSet<BackendKey>, String> {
+        (base..base + count)
+            .map(|i| {
+                let slot = maps.slot(i).ok_or("slot out of range")?;
+                if slot.service() != value.service {
+                    return Err(format!(
+                        "slot {i} is of service {}, not {}",
+                        slot.service(),
+                        value.service
+                    ));
+                }
+                let row = maps.backend(slot.backend()).ok_or("backend out of range")?;
+                if slot.backend() == 0 || row.state == 0 {
+                    return Err(format!("slot {i} names a free backend"));
+                }
+                let protocol = Protocol::from_number(row.protocol).ok_or("bad protocol")?;
+                Ok(BackendKey {
+                    addr: row.addr,
+                    port: row.port,
+                    protocol,
+                })
+            })
+            .collect()
+    };
+    Ok((
+        read(row.cluster.base(), row.cluster.count())?,
+        read(row.local.base(), row.local.count())?,
+    ))
+}
+
+/// Maps that check after each write that every frontend leads to a complete service whose backends are its own, before or
+/// after the change.
+#[derive(Debug)]
+struct Watched {
+    inner: FaultyMaps<FakeMaps>,
+    /// By frontend: backends that it may lead to, per set.
+    allowed: BTreeMap<FrontendKey, Vec<DesiredService>>,
+    broken: Option<String>,
+    /// Slots and rows in use, and when they were last referred to: for the quarantine.
+    now: u64,
+}
+
+impl Watched {
+    fn new(rate: u32, seed: u64) -> Self {
+        let inner = FaultyMaps::new(FakeMaps::new(CAPACITY), rate, seed);
+        Self {
+            inner,
+            allowed: BTreeMap::new(),
+            broken: None,
+            now: 0,
+        }
+    }
+
+    fn allow(&mut self, desired: &Desired) {
+        for service in desired.services.values() {
+            for frontend in service.frontends.keys() {
+                self.allowed.entry(*frontend).or_default().push(service.clone());
+            }
+        }
+    }
+
+    fn check(&self) -> Result<(), String> {
+        for (frontend, value) in self.inner.frontends().map_err(|e| e.to_string())? {
+            let (cluster, local) = reachable(&self.inner, value).map_err(|e| format!("{frontend:?}: {e}"))?;
+            let services = self
+                .allowed
+                .get(&frontend)
+                .ok_or("a frontend that nobody wanted")?;
+            let any = |found: &BTreeSet<BackendKey>, of: fn(&DesiredService) -> &Vec<SetBackend>| {
+                services
+                    .iter()
+                    .any(|s| of(s).iter().map(|m| m.backend).collect::<BTreeSet<_>>() == *found)
+            };
+            if !any(&cluster, |s| &s.cluster) || !any(&local, |s| &s.local) {
+                return Err(format!(
+                    "{frontend:?} leads to backends of nobody that it belonged to"
+                ));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Maps for Watched {
+    fn write(&mut self, write: &Write<'_>) -> Result<(), MapError> {
+        let result = self.inner.write(write);
+        if self.broken.is_none() {
+            self.broken = self
+                .check()
+                .err()
+                .map(|e| format!("after {write:?} at {}: {e}", self.now));
+        }
+        result
+    }
+    fn frontends(&self) -> Result<Vec<(FrontendKey, FrontendValue)>, MapError> {
+        self.inner.frontends()
+    }
+    fn service(&self, id: u32) -> Option<dataplane_common::abi::Service> {
+        self.inner.service(id)
+    }
+    fn slot(&self, index: u32) -> Option<dataplane_common::abi::Slot> {
+        self.inner.slot(index)
+    }
+    fn backend(&self, id: u32) -> Option<dataplane_common::abi::Backend> {
+        self.inner.backend(id)
+    }
+    fn capacity(&self) -> Capacity {
+        self.inner.capacity()
+    }
+}
+
+fn changes(old: &Desired, new: &Desired) -> Vec<(ServiceKey, Option<DesiredService>)> {
+    let keys: BTreeSet<_> = old.services.keys().chain(new.services.keys()).cloned().collect();
+    keys.into_iter()
+        .map(|k| (k.clone(), new.services.get(&k).cloned()))
+        .collect()
+}
+
+/// What the maps mean, by frontend.
+fn meaning(maps: &impl Maps) -> BTreeMap<FrontendKey, (BTreeSet<BackendKey>, BTreeSet<BackendKey>, u32)> {
+    let read = |(frontend, value): (FrontendKey, FrontendValue)| {
+        let (cluster, local) = reachable(maps, value).unwrap();
+        (
+            frontend,
+            (cluster, local, maps.service(value.service).unwrap().flags),
+        )
+    };
+    maps.frontends().unwrap().into_iter().map(read).collect()
+}
+
+fn wanted(desired: &Desired) -> BTreeMap<FrontendKey, (BTreeSet<BackendKey>, BTreeSet<BackendKey>, u32)> {
+    let names = |set: &[SetBackend]| set.iter().map(|m| m.backend).collect::<BTreeSet<_>>();
+    let of = |s: &DesiredService| {
+        let meaning = (names(&s.cluster), names(&s.local), s.config.flags);
+        s.frontends
+            .keys()
+            .map(|f| (*f, meaning.clone()))
+            .collect::<Vec<_>>()
+    };
+    desired.services.values().flat_map(of).collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 192, ..ProptestConfig::default() })]
+
+    #[test]
+    fn every_step_is_whole_and_the_end_is_as_desired(states in prop::collection::vec(desired(), 1..6), gap in 0u64..3000) {
+        let mut programmer = Programmer::new(Watched::new(0, 0)).unwrap();
+        let mut before = Desired::default();
+        for (i, state) in states.iter().enumerate() {
+            programmer.maps_mut().allowed.clear();
+            programmer.maps_mut().allow(&before);
+            programmer.maps_mut().allow(state);
+            let outcome = programmer.reconcile(changes(&before, state), i as u64 * gap);
+            prop_assert!(outcome.failed.is_empty(), "{:?}", outcome.failed);
+            prop_assert_eq!(&programmer.maps().broken, &None);
+            prop_assert_eq!(meaning(programmer.maps()), wanted(state));
+            // doing it again does nothing
+            let again = programmer.reconcile(changes(&before, state), i as u64 * gap);
+            prop_assert_eq!(again.writes, 0);
+            before = state.clone();
+        }
+        // nothing leaks: after everything is removed and has rested, all is free
+        programmer.maps_mut().allow(&before);
+        programmer.reconcile(changes(&before, &Desired::default()), 1_000_000);
+        programmer.release(1_000_000 + QUARANTINE_MS);
+        for fill in programmer.usage() {
+            prop_assert_eq!(fill.used, 0, "{}", fill.map);
+        }
+    }
+
+    #[test]
+    fn a_faulty_kernel_is_brought_to_the_desired_state(states in prop::collection::vec(desired(), 1..5), seed: u64) {
+        let mut programmer = Programmer::new(Watched::new(19_660, seed)).unwrap(); // 0.3
+        let mut all = Desired::default();
+        let mut now = 0;
+        for state in &states {
+            programmer.maps_mut().allow(state);
+            now += 500;
+            programmer.reconcile(changes(&all, state), now);
+            prop_assert_eq!(&programmer.maps().broken, &None);
+            for (k, s) in &state.services {
+                all.services.insert(k.clone(), s.clone());
+            }
+        }
+        let mut tries = 0;
+        while programmer.pending().next().is_some() {
+            tries += 1;
+            now += 500;
+            prop_assert!(tries < 2000, "does not converge");
+            programmer.retry(now);
+            prop_assert_eq!(&programmer.maps().broken, &None);
+        }
+        prop_assert_eq!(meaning(programmer.maps()), wanted(states.last().unwrap()));
+    }
+
+    #[test]
+    fn a_restart_keeps_ids_and_serves_all_the_time(first in desired(), second in desired(), rate in prop::sample::select(vec![0u32, 19_660]), seed: u64) {
+        let mut programmer = Programmer::new(Watched::new(rate, seed)).unwrap();
+        programmer.maps_mut().allow(&first);
+        programmer.maps_mut().allow(&second);
+        // a crash after some of the writes: the rest of them is lost
+        programmer.reconcile(changes(&Desired::default(), &first), 0);
+        let ids: BTreeMap<FrontendKey, u32> = programmer.maps().frontends().unwrap().into_iter().map(|(f, v)| (f, v.service)).collect();
+        let Watched { mut inner, allowed, .. } = std::mem::replace(programmer.maps_mut(), Watched::new(0, 0));
+        inner.set_rate(0);
+        let watched = Watched { inner, allowed, broken: None, now: 1 };
+        let mut restarted = Programmer::new(watched).unwrap();
+        prop_assert_eq!(restarted.reconcile(changes(&Desired::default(), &first), 10_000).failed.len(), 0);
+        prop_assert_eq!(&restarted.maps().broken, &None);
+        prop_assert_eq!(meaning(restarted.maps()), wanted(&first));
+        if rate == 0 {
+            let after: BTreeMap<FrontendKey, u32> = restarted.maps().frontends().unwrap().into_iter().map(|(f, v)| (f, v.service)).collect();
+            prop_assert_eq!(ids, after);
+        }
+        // a second restart, after which only `second` is known: prune removes the rest
+        let Watched { inner, allowed, .. } = std::mem::replace(restarted.maps_mut(), Watched::new(0, 0));
+        let mut third = Programmer::new(Watched { inner, allowed, broken: None, now: 2 }).unwrap();
+        prop_assert_eq!(third.reconcile(changes(&Desired::default(), &second), 20_000).failed.len(), 0);
+        third.prune(20_000);
+        prop_assert!(!third.has_unclaimed());
+        prop_assert_eq!(&third.maps().broken, &None);
+        prop_assert_eq!(meaning(third.maps()), wanted(&second));
+    }
+
+    #[test]
+    fn equal_states_need_nothing(state in desired()) {
+        prop_assert_eq!(diff(&state, &state), vec![]);
+    }
+}
+
+#[test]
+fn a_set_that_does_not_fit_leaves_the_old_one_in_force() {
+    let small = Capacity { slots: 8, ..CAPACITY };
+    let mut programmer = Programmer::new(FakeMaps::new(small)).unwrap();
+    let service = |members: u8, f: u8| DesiredService {
+        frontends: [(frontend(f), frontend_kind::CLUSTER_IP)].into(),
+        cluster: set(&(1..=members).collect()),
+        ..DesiredService::default()
+    };
+    assert_eq!(
+        programmer.reconcile([(key(1), Some(service(3, 1)))], 0).applied,
+        1
+    );
+    let outcome = programmer.reconcile(
+        [(key(1), Some(service(20, 1))), (key(2), Some(service(2, 2)))],
+        10,
+    );
+    assert_eq!(outcome.applied, 1, "the other service goes on");
+    let (failed, error) = &outcome.failed[0];
+    assert_eq!((failed, error.map()), (&key(1), "SLOTS"));
+    assert!(
+        error.to_string().contains("SLOTS is too small: 20 more needed"),
+        "{error}"
+    );
+    let meaning = meaning(programmer.maps());
+    assert_eq!(meaning[&frontend(1)].0, (1..=3).map(backend).collect());
+    assert_eq!(meaning[&frontend(2)].0, (1..=2).map(backend).collect());
+    // rows that only the refused set wanted are given back
+    programmer.release(10 + QUARANTINE_MS);
+    assert_eq!(programmer.usage()[3].used, 3);
+    // and when the wish becomes possible it is fulfilled
+    assert_eq!(
+        programmer
+            .reconcile([(key(1), Some(service(4, 1)))], 5000)
+            .applied,
+        1
+    );
+    assert_eq!(programmer.pending().count(), 0);
+}
+
+#[test]
+fn what_was_freed_rests_before_it_is_used_again() {
+    let tight = Capacity {
+        slots: 3,
+        backends: 3,
+        services: 2,
+        frontends: 8,
+    };
+    let mut programmer = Programmer::new(FakeMaps::new(tight)).unwrap();
+    let service = |b: u8| DesiredService {
+        frontends: [(frontend(1), frontend_kind::CLUSTER_IP)].into(),
+        cluster: set(&[b].into()),
+        ..DesiredService::default()
+    };
+    assert!(
+        programmer
+            .reconcile([(key(1), Some(service(1)))], 0)
+            .failed
+            .is_empty()
+    );
+    assert!(
+        programmer
+            .reconcile([(key(1), Some(service(2)))], 1)
+            .failed
+            .is_empty()
+    );
+    // the row of backend 1 rests until 2,001: backend 3 finds none
+    assert_eq!(
+        programmer.reconcile([(key(1), Some(service(3)))], 2000).failed[0]
+            .1
+            .map(),
+        "BACKENDS"
+    );
+    assert_eq!(programmer.next_release(), Some(1 + QUARANTINE_MS));
+    assert_eq!(programmer.retry(2001).applied, 1);
+    // the same for a service id
+    assert!(programmer.reconcile([(key(1), None)], 5000).failed.is_empty());
+    assert_eq!(
+        programmer.reconcile([(key(2), Some(service(3)))], 6999).failed[0]
+            .1
+            .map(),
+        "SERVICES"
+    );
+    assert_eq!(programmer.retry(7000).applied, 1);
+}
