@@ -22,6 +22,16 @@ pub use registry::{RESOURCES, ResourceInfo, SubresourceInfo, find};
 
 use crate::error::{ApiError, Cause};
 
+/// What is wrong with the key of a label; nothing if it is right.
+pub(crate) fn label_key_errors(key: &str) -> Vec<String> {
+    names::qualified_name(key)
+}
+
+/// What is wrong with the value of a label; nothing if it is right.
+pub(crate) fn label_value_errors(value: &str) -> Vec<String> {
+    names::label_value(value)
+}
+
 /// What to do about fields that the schema does not know (query parameter `fieldValidation`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum FieldValidation {
