@@ -146,17 +146,30 @@ impl Parser {
         loop {
             match self.peek() {
                 Some(Token::Word(_) | Token::Symbol("!")) => requirements.push(self.requirement()?),
-                _ => return Err(format!("found '{}', expected: !, identifier, or 'end of string'", self.found())),
+                _ => {
+                    return Err(format!(
+                        "found '{}', expected: !, identifier, or 'end of string'",
+                        self.found()
+                    ));
+                }
             }
             match self.symbol() {
                 Some(",") => {
                     self.next += 1;
                     if !matches!(self.peek(), Some(Token::Word(_) | Token::Symbol("!"))) {
-                        return Err(format!("found '{}', expected: identifier after ','", self.found()));
+                        return Err(format!(
+                            "found '{}', expected: identifier after ','",
+                            self.found()
+                        ));
                     }
                 }
                 None if self.peek().is_none() => return Ok(requirements),
-                _ => return Err(format!("found '{}', expected: ',' or 'end of string'", self.found())),
+                _ => {
+                    return Err(format!(
+                        "found '{}', expected: ',' or 'end of string'",
+                        self.found()
+                    ));
+                }
             }
         }
     }
@@ -216,9 +229,7 @@ impl Parser {
                 self.next += 1;
                 Ok(Test::NotIn(self.values(key)?))
             }
-            Some(other) => Err(format!(
-                "found '{other}', expected: in, notin, =, ==, !=, gt, lt"
-            )),
+            Some(other) => Err(format!("found '{other}', expected: in, notin, =, ==, !=, gt, lt")),
         }
     }
 
@@ -266,7 +277,12 @@ impl Parser {
                     }
                     return Ok(values);
                 }
-                _ => return Err(format!("found '{}', expected: ',', ')' or identifier", self.found())),
+                _ => {
+                    return Err(format!(
+                        "found '{}', expected: ',', ')' or identifier",
+                        self.found()
+                    ));
+                }
             }
         }
     }
@@ -340,13 +356,16 @@ impl FieldSelector {
             if part.is_empty() {
                 continue;
             }
-            let bad = || ApiError::bad_request(format!("invalid selector: '{text}'; can't understand '{part}'"));
+            let bad =
+                || ApiError::bad_request(format!("invalid selector: '{text}'; can't understand '{part}'"));
             let (field, value, equal) = split_term(part).ok_or_else(bad)?;
             let known = field == "metadata.name"
                 || (field == "metadata.namespace" && r.namespaced)
                 || selectable(r.kind).contains(&field);
             if !known {
-                return Err(ApiError::bad_request(format!("field label not supported: {field}")));
+                return Err(ApiError::bad_request(format!(
+                    "field label not supported: {field}"
+                )));
             }
             terms.push(Term {
                 field: field.to_owned(),
@@ -388,7 +407,9 @@ fn field_text(object: &Value, field: &str) -> String {
         _ => field.split('.').try_fold(object, |value, step| value.get(step)),
     };
     match found {
-        None | Some(Value::Null) if field == "spec.unschedulable" || field == "spec.hostNetwork" => "false".to_owned(),
+        None | Some(Value::Null) if field == "spec.unschedulable" || field == "spec.hostNetwork" => {
+            "false".to_owned()
+        }
         None | Some(Value::Null) => String::new(),
         Some(Value::String(s)) => s.clone(),
         Some(Value::Array(list)) if field == "status.podIPs" => {
@@ -456,7 +477,10 @@ mod tests {
     use crate::resource::find;
 
     fn fixture(name: &str) -> Value {
-        let path = format!("{}/tests/fixtures/apiserver-1.36/{name}.json", env!("CARGO_MANIFEST_DIR"));
+        let path = format!(
+            "{}/tests/fixtures/apiserver-1.36/{name}.json",
+            env!("CARGO_MANIFEST_DIR")
+        );
         serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
     }
 
@@ -486,7 +510,18 @@ mod tests {
         assert_eq!(LabelSelector::parse(text).unwrap().matches(&object), expected);
         // Without labels only the negative ones hold.
         let bare = LabelSelector::parse(text).unwrap().matches(&json!({}));
-        assert_eq!(bare, ["", "app!=web", "other!=web", "app notin (a,b)", "missing notin (a)", "!tier"].contains(&text));
+        assert_eq!(
+            bare,
+            [
+                "",
+                "app!=web",
+                "other!=web",
+                "app notin (a,b)",
+                "missing notin (a)",
+                "!tier"
+            ]
+            .contains(&text)
+        );
     }
 
     #[test]
@@ -525,7 +560,11 @@ mod tests {
     fn bad_label_selectors(#[case] text: &str) {
         let error = LabelSelector::parse(text).unwrap_err();
         assert_eq!(error.code, 400);
-        assert!(error.message.starts_with("unable to parse requirement: "), "{}", error.message);
+        assert!(
+            error.message.starts_with("unable to parse requirement: "),
+            "{}",
+            error.message
+        );
     }
 
     #[test]
@@ -533,7 +572,8 @@ mod tests {
         let pods = find("", "v1", "pods").unwrap();
         let nodes = find("", "v1", "nodes").unwrap();
         let events = find("", "v1", "events").unwrap();
-        let pod = json!({"metadata": {"name": "p", "namespace": "d"}, "spec": {}, "status": {"phase": "Failed"}});
+        let pod =
+            json!({"metadata": {"name": "p", "namespace": "d"}, "spec": {}, "status": {"phase": "Failed"}});
         for (text, expected) in [
             ("", true),
             ("metadata.name=p", true),
@@ -542,12 +582,24 @@ mod tests {
             ("status.phase!=Failed", false),
             ("spec.nodeName!=", false),
         ] {
-            assert_eq!(FieldSelector::parse(pods, text).unwrap().matches(&pod), expected, "{text}");
+            assert_eq!(
+                FieldSelector::parse(pods, text).unwrap().matches(&pod),
+                expected,
+                "{text}"
+            );
         }
-        assert_eq!(FieldSelector::parse(pods, "metadata.name=p").unwrap().name(), Some("p"));
-        assert!(FieldSelector::parse(nodes, "spec.unschedulable=false").unwrap().matches(&json!({})));
+        assert_eq!(
+            FieldSelector::parse(pods, "metadata.name=p").unwrap().name(),
+            Some("p")
+        );
+        assert!(
+            FieldSelector::parse(nodes, "spec.unschedulable=false")
+                .unwrap()
+                .matches(&json!({}))
+        );
         assert!(FieldSelector::parse(nodes, "metadata.namespace=d").is_err());
-        let event = json!({"involvedObject": {"kind": "Pod", "name": "a,b"}, "reason": "R", "type": "Normal"});
+        let event =
+            json!({"involvedObject": {"kind": "Pod", "name": "a,b"}, "reason": "R", "type": "Normal"});
         let text = "involvedObject.kind=Pod,involvedObject.name=a\\,b,reason=R,type!=Warning";
         assert!(FieldSelector::parse(events, text).unwrap().matches(&event));
         for bad in ["metadata.name", "metadata.name=a=b", "metadata.name=\\x", "=a"] {

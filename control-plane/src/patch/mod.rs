@@ -1,6 +1,9 @@
-//! The patch types.
+//! The patch types: what an object looks like after a patch. Validation of the result is `resource`'s.
 
-use serde_json::Value;
+pub(crate) mod keys;
+mod strategic;
+
+use serde_json::{Map, Value};
 
 use crate::error::ApiError;
 use crate::resource::ResourceInfo;
@@ -14,11 +17,80 @@ pub const STRATEGIC_MERGE_PATCH: &str = "application/strategic-merge-patch+json"
 /// Media type of server-side apply.
 pub const APPLY_PATCH: &str = "application/apply-patch+yaml";
 
+/// Operations in one JSON patch, as kube-apiserver limits them.
+const MAX_OPERATIONS: usize = 10_000;
+/// Size of an object in bytes. A few copy operations can double it again and again.
+const MAX_SIZE: usize = 3 * 1024 * 1024;
+
 /// Computes the object that results from a patch. For server-side apply of an object that does not exist, `old` is null.
+///
+/// Server-side apply is simplified: the given fields are merged into the object as a strategic merge patch would;
+/// nobody's ownership of fields is tracked, so leaving a field out does not remove it and there are no conflicts.
 ///
 /// # Errors
 /// Unsupported media type, a patch that cannot be read, or one that does not apply.
 pub fn apply(r: &ResourceInfo, content_type: &str, old: &Value, patch: &[u8]) -> Result<Value, ApiError> {
-    let _ = (r, content_type, patch);
-    Ok(old.clone())
+    let media_type = content_type.split(';').next().unwrap_or_default().trim();
+    match media_type {
+        JSON_PATCH => json_patch(old, patch),
+        MERGE_PATCH => {
+            let patch = object(parse(patch)?)?;
+            let mut new = old.clone();
+            json_patch::merge(&mut new, &Value::Object(patch));
+            Ok(new)
+        }
+        STRATEGIC_MERGE_PATCH => strategic_merge(r, old, object(parse(patch)?)?),
+        APPLY_PATCH => {
+            let text = std::str::from_utf8(patch)
+                .map_err(|e| ApiError::bad_request(format!("error decoding YAML: {e}")))?;
+            let value: Value = serde_saphyr::from_str(text)
+                .map_err(|e| ApiError::bad_request(format!("error decoding YAML: {e}")))?;
+            strategic_merge(r, old, object(value)?)
+        }
+        _ => Err(ApiError::unsupported_media_type(&[
+            JSON_PATCH,
+            MERGE_PATCH,
+            STRATEGIC_MERGE_PATCH,
+            APPLY_PATCH,
+        ])),
+    }
 }
+
+fn parse(patch: &[u8]) -> Result<Value, ApiError> {
+    serde_json::from_slice(patch).map_err(|e| ApiError::bad_request(format!("error decoding patch: {e}")))
+}
+
+fn object(patch: Value) -> Result<Map<String, Value>, ApiError> {
+    match patch {
+        Value::Object(map) => Ok(map),
+        _ => Err(ApiError::bad_request(
+            "error decoding patch: it is no JSON object",
+        )),
+    }
+}
+
+fn strategic_merge(r: &ResourceInfo, old: &Value, patch: Map<String, Value>) -> Result<Value, ApiError> {
+    let old = old.as_object().cloned().unwrap_or_default();
+    strategic::merge(r.schema, old, patch)
+        .map(Value::Object)
+        .map_err(ApiError::bad_request)
+}
+
+fn json_patch(old: &Value, patch: &[u8]) -> Result<Value, ApiError> {
+    let operations: Vec<json_patch::PatchOperation> = serde_json::from_slice(patch)
+        .map_err(|e| ApiError::bad_request(format!("error decoding patch: {e}")))?;
+    if operations.len() > MAX_OPERATIONS {
+        return Err(ApiError::too_large(MAX_OPERATIONS));
+    }
+    let mut new = old.clone();
+    for operation in operations {
+        json_patch::patch(&mut new, std::slice::from_ref(&operation)).map_err(|_| ApiError::rejected())?;
+        if matches!(operation, json_patch::PatchOperation::Copy(_)) && new.to_string().len() > MAX_SIZE {
+            return Err(ApiError::too_large(MAX_SIZE));
+        }
+    }
+    Ok(new)
+}
+
+#[cfg(test)]
+mod tests;
