@@ -176,3 +176,32 @@ pub fn cleanup(node: &Node) -> Result<String> {
         .arg(node.cgroup());
     process::output(command)
 }
+
+/// The backends that the node's agent uses for new connections to this frontend, from `beeline service list`.
+///
+/// # Errors
+/// When the agent does not answer, or does not know the frontend.
+pub fn usable_backends(node: &Node, frontend: SocketAddr) -> Result<Vec<SocketAddr>> {
+    let list = beeline_json(node, &["service", "list"])?;
+    let services = list
+        .as_array()
+        .context("`beeline service list -o json` is no array")?;
+    let wanted = frontend.to_string();
+    let service = services
+        .iter()
+        .find(|service| service["frontend"] == wanted.as_str())
+        .with_context(|| format!("no frontend {wanted} in {list}"))?;
+    let backends = service["backends"]
+        .as_array()
+        .context("a service without a list of backends")?;
+    backends
+        .iter()
+        .filter(|backend| backend["usable"] != false)
+        .map(|backend| {
+            let text = backend["address"]
+                .as_str()
+                .context("a backend without an address")?;
+            text.parse().with_context(|| format!("backend address {text:?}"))
+        })
+        .collect()
+}

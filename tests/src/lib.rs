@@ -15,6 +15,7 @@ pub mod cluster;
 pub mod control_plane;
 pub mod http;
 pub mod netns;
+pub mod objects;
 pub mod process;
 pub mod residue;
 pub mod signals;
@@ -23,6 +24,7 @@ pub use agent::{Agent, AgentOptions, Source};
 pub use client::{Load, LoadReport};
 pub use cluster::{Cluster, Node, Pod};
 pub use control_plane::ControlPlane;
+pub use objects::ObjectDir;
 pub use process::{Place, Process};
 
 use std::path::PathBuf;

@@ -90,7 +90,7 @@ pub fn listing() -> Result<Vec<String>> {
             .map(|name| format!("link {name}")),
     );
     walk(&bpffs()?, &mut |path| {
-        lines.push(format!("bpffs {}", path.display()))
+        lines.push(format!("bpffs {}", path.display()));
     });
     let cgroups = cgroup::mount_point()?;
     for name in names_in(&cgroups)

@@ -1,3 +1,14 @@
 //! End-to-end tests in network namespaces. One program, so that it is linked once; need root.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+mod api;
+mod bad_objects;
+mod capacity;
+mod cleanup;
+mod demo;
 mod harness;
+mod isolation;
+mod restart;
+mod scene;
+mod traffic;

@@ -32,7 +32,14 @@ pub(super) fn install() -> Result<()> {
     println!("setup: building bpf-linker {VERSION} from its registry (about a minute)");
     let mut cargo = run::cargo();
     cargo
-        .args(["install", "bpf-linker", "--version", VERSION, "--force", "--locked"])
+        .args([
+            "install",
+            "bpf-linker",
+            "--version",
+            VERSION,
+            "--force",
+            "--locked",
+        ])
         .args(["--no-default-features", "--features", FEATURES]);
     // `cargo run`, which started us, describes our own package in these; they would mislead the other build.
     for (name, _) in std::env::vars_os() {
