@@ -55,7 +55,7 @@ impl Model {
                 self.apply_slice(&slice, &mut problems);
             }
             Event::SliceDeleted { namespace, name } => {
-                self.set_slice(&ObjectName::new(&namespace, &name), None)
+                self.set_slice(&ObjectName::new(&namespace, &name), None);
             }
             Event::NodeApplied(node) => self.apply_node(&node),
             Event::NodeDeleted { name } => {

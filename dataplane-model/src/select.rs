@@ -139,7 +139,7 @@ pub fn categorize(candidates: &[Candidate], policy: Policy) -> Selection {
     }
     out.reachable = if !policy.uses_cluster() {
         out.local.clone()
-    } else if topology == Topology::Off && !(local_fallback && !out.local.is_empty()) {
+    } else if topology == Topology::Off && (!local_fallback || out.local.is_empty()) {
         out.cluster.clone()
     } else {
         let mut union = out.cluster.clone();

@@ -131,8 +131,9 @@ fn reachable(
 #[derive(Debug)]
 struct Watched {
     inner: FaultyMaps<FakeMaps>,
-    /// By frontend: backends that it may lead to, per set.
-    allowed: BTreeMap<FrontendKey, Vec<DesiredService>>,
+    /// Who may own a frontend, and what a service may be, before or after the change.
+    owners: BTreeMap<FrontendKey, BTreeSet<ServiceKey>>,
+    allowed: BTreeMap<ServiceKey, Vec<DesiredService>>,
     broken: Option<String>,
     /// Slots and rows in use, and when they were last referred to: for the quarantine.
     now: u64,
@@ -143,6 +144,7 @@ impl Watched {
         let inner = FaultyMaps::new(FakeMaps::new(CAPACITY), rate, seed);
         Self {
             inner,
+            owners: BTreeMap::new(),
             allowed: BTreeMap::new(),
             broken: None,
             now: 0,
@@ -150,9 +152,10 @@ impl Watched {
     }
 
     fn allow(&mut self, desired: &Desired) {
-        for service in desired.services.values() {
+        for (key, service) in &desired.services {
+            self.allowed.entry(key.clone()).or_default().push(service.clone());
             for frontend in service.frontends.keys() {
-                self.allowed.entry(*frontend).or_default().push(service.clone());
+                self.owners.entry(*frontend).or_default().insert(key.clone());
             }
         }
     }
@@ -160,10 +163,11 @@ impl Watched {
     fn check(&self) -> Result<(), String> {
         for (frontend, value) in self.inner.frontends().map_err(|e| e.to_string())? {
             let (cluster, local) = reachable(&self.inner, value).map_err(|e| format!("{frontend:?}: {e}"))?;
-            let services = self
-                .allowed
+            let owners = self
+                .owners
                 .get(&frontend)
                 .ok_or("a frontend that nobody wanted")?;
+            let services: Vec<_> = owners.iter().flat_map(|owner| &self.allowed[owner]).collect();
             let any = |found: &BTreeSet<BackendKey>, of: fn(&DesiredService) -> &Vec<SetBackend>| {
                 services
                     .iter()
@@ -247,6 +251,7 @@ proptest! {
         let mut before = Desired::default();
         for (i, state) in states.iter().enumerate() {
             programmer.maps_mut().allowed.clear();
+            programmer.maps_mut().owners.clear();
             programmer.maps_mut().allow(&before);
             programmer.maps_mut().allow(state);
             let outcome = programmer.reconcile(changes(&before, state), i as u64 * gap);
@@ -300,9 +305,9 @@ proptest! {
         // a crash after some of the writes: the rest of them is lost
         programmer.reconcile(changes(&Desired::default(), &first), 0);
         let ids: BTreeMap<FrontendKey, u32> = programmer.maps().frontends().unwrap().into_iter().map(|(f, v)| (f, v.service)).collect();
-        let Watched { mut inner, allowed, .. } = std::mem::replace(programmer.maps_mut(), Watched::new(0, 0));
+        let Watched { mut inner, owners, allowed, .. } = std::mem::replace(programmer.maps_mut(), Watched::new(0, 0));
         inner.set_rate(0);
-        let watched = Watched { inner, allowed, broken: None, now: 1 };
+        let watched = Watched { inner, owners, allowed, broken: None, now: 1 };
         let mut restarted = Programmer::new(watched).unwrap();
         prop_assert_eq!(restarted.reconcile(changes(&Desired::default(), &first), 10_000).failed.len(), 0);
         prop_assert_eq!(&restarted.maps().broken, &None);
@@ -312,8 +317,8 @@ proptest! {
             prop_assert_eq!(ids, after);
         }
         // a second restart, after which only `second` is known: prune removes the rest
-        let Watched { inner, allowed, .. } = std::mem::replace(restarted.maps_mut(), Watched::new(0, 0));
-        let mut third = Programmer::new(Watched { inner, allowed, broken: None, now: 2 }).unwrap();
+        let Watched { inner, owners, allowed, .. } = std::mem::replace(restarted.maps_mut(), Watched::new(0, 0));
+        let mut third = Programmer::new(Watched { inner, owners, allowed, broken: None, now: 2 }).unwrap();
         prop_assert_eq!(third.reconcile(changes(&Desired::default(), &second), 20_000).failed.len(), 0);
         third.prune(20_000);
         prop_assert!(!third.has_unclaimed());
@@ -329,7 +334,10 @@ proptest! {
 
 #[test]
 fn a_set_that_does_not_fit_leaves_the_old_one_in_force() {
-    let small = Capacity { slots: 8, ..CAPACITY };
+    let small = Capacity {
+        slots: 12,
+        ..CAPACITY
+    };
     let mut programmer = Programmer::new(FakeMaps::new(small)).unwrap();
     let service = |members: u8, f: u8| DesiredService {
         frontends: [(frontend(f), frontend_kind::CLUSTER_IP)].into(),

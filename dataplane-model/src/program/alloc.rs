@@ -137,11 +137,11 @@ impl Arena {
                 len += before_len;
             }
         }
-        if let Some((&after, &after_len)) = self.by_base.range(base + len..).next() {
-            if after == base + len {
-                self.remove(after, after_len);
-                len += after_len;
-            }
+        if let Some((&after, &after_len)) = self.by_base.range(base + len..).next()
+            && after == base + len
+        {
+            self.remove(after, after_len);
+            len += after_len;
         }
         self.insert(base, len);
     }

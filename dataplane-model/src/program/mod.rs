@@ -339,16 +339,19 @@ impl<M: Maps> Programmer<M> {
         out
     }
 
-    /// A restored service that one of the wished frontends leads to is this one.
+    /// A restored service is this one if it is offered at wished frontends only: else changing its sets would change what
+    /// the others lead to.
     fn adopt(&mut self, key: &ServiceKey, desired: &DesiredService) {
         if self.by_key.contains_key(key) {
             return;
         }
+        let is_this =
+            |s: &Applied| s.key.is_none() && s.frontends.keys().all(|f| desired.frontends.contains_key(f));
         for frontend in desired.frontends.keys() {
             let Some(&id) = self.by_frontend.get(frontend) else {
                 continue;
             };
-            if let Some(service) = self.services.get_mut(&id).filter(|s| s.key.is_none()) {
+            if let Some(service) = self.services.get_mut(&id).filter(|s| is_this(s)) {
                 service.key = Some(key.clone());
                 self.by_key.insert(key.clone(), id);
                 return;
