@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::future::Future;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,74 +23,131 @@ use crate::store::{self, RedbStore};
 /// # Errors
 /// When the data directory is unusable or in use by another process, or the address is taken.
 pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<()> {
-    let dir = &config.data_dir;
-    pki::create_private_dir(dir)?;
-    let store = {
-        let path = dir.join("store.redb");
-        let open = tokio::task::spawn_blocking(move || RedbStore::open(&path, store::Options::default()));
-        open.await?.context("open the control plane's data")?
-    };
-    let pki = Pki::ensure(&dir.join("pki"), &config.certificate_names())?;
-    let tls = pki.server_config()?;
-    let listener = TcpListener::bind(config.bind)
-        .await
-        .with_context(|| format!("listen on {}", config.bind))?;
-    let bound = listener.local_addr()?;
-    let address = format!("{}:{}", config.host(bound), bound.port());
-
-    let stop = CancellationToken::new();
-    let allocator = Allocator::new(config.service_cidrs.clone(), config.node_port_range.clone());
-    let (api, remover) = Api::new(Arc::new(store), allocator, address.clone(), stop.clone())
-        .await
-        .context("read stored objects")?;
-    let bootstrap = Bootstrap {
-        cluster_ip: config.kubernetes_ips().first().copied(),
-        advertised: config.advertised_ip(),
-        port: bound.port(),
-    };
-    api.bootstrap(&bootstrap)
-        .await
-        .context("create the cluster's own objects")?;
-
-    let url = format!("https://{address}");
-    let kubeconfig = config.kubeconfig_path();
-    if let Some(parent) = kubeconfig
-        .parent()
-        .filter(|parent| !parent.as_os_str().is_empty())
-    {
-        fs::create_dir_all(parent).with_context(|| format!("create directory {}", parent.display()))?;
-    }
-    let content = pki.kubeconfig(&url);
-    pki::write_private(&kubeconfig, &content)?;
-    tracing::info!(%url, kubeconfig = %kubeconfig.display(), "serving the Kubernetes API");
-
-    let tasks = TaskTracker::new();
-    tasks.spawn(server::serve(Arc::clone(&api), listener, tls, stop.clone()));
-    tasks.spawn(remover.run(Arc::clone(&api)));
-    {
-        let (api, interval) = (Arc::clone(&api), Duration::from_secs(config.history_seconds));
-        tasks.spawn(async move { api.compact_periodically(interval).await });
-    }
-    let client = client(&content).await?;
-    tasks.spawn(endpointslice::run(client, stop.clone()));
-    // The tasks hold the store: when they have ended it is closed.
-    drop(api);
-
+    let running = ControlPlane::start(config).await?;
     shutdown.await;
     tracing::info!("shutting down");
-    stop.cancel();
-    tasks.close();
-    tasks.wait().await;
+    running.stop().await;
     Ok(())
+}
+
+/// A control plane that serves.
+#[derive(Debug)]
+pub struct ControlPlane {
+    api: Arc<Api>,
+    url: String,
+    kubeconfig: PathBuf,
+    stop: CancellationToken,
+    tasks: TaskTracker,
+}
+
+impl ControlPlane {
+    /// Opens the data directory and serves from it; when this returns the API answers.
+    ///
+    /// # Errors
+    /// When the data directory is unusable or in use by another process, or the address is taken.
+    pub async fn start(config: Config) -> Result<Self> {
+        let dir = &config.data_dir;
+        pki::create_private_dir(dir)?;
+        let store = {
+            let path = dir.join("store.redb");
+            let open = tokio::task::spawn_blocking(move || RedbStore::open(&path, store::Options::default()));
+            open.await?.context("open the control plane's data")?
+        };
+        let pki = Pki::ensure(&dir.join("pki"), &config.certificate_names())?;
+        let tls = pki.server_config()?;
+        let listener = TcpListener::bind(config.bind)
+            .await
+            .with_context(|| format!("listen on {}", config.bind))?;
+        let bound = listener.local_addr()?;
+        let address = format!("{}:{}", config.host(bound), bound.port());
+
+        let stop = CancellationToken::new();
+        let allocator = Allocator::new(config.service_cidrs.clone(), config.node_port_range.clone());
+        let (api, remover) = Api::new(Arc::new(store), allocator, address.clone(), stop.clone())
+            .await
+            .context("read stored objects")?;
+        let bootstrap = Bootstrap {
+            cluster_ip: config.kubernetes_ips().first().copied(),
+            advertised: config.advertised_ip(),
+            port: bound.port(),
+        };
+        api.bootstrap(&bootstrap)
+            .await
+            .context("create the cluster's own objects")?;
+
+        let url = format!("https://{address}");
+        let kubeconfig = config.kubeconfig_path();
+        if let Some(parent) = kubeconfig
+            .parent()
+            .filter(|parent| !parent.as_os_str().is_empty())
+        {
+            fs::create_dir_all(parent).with_context(|| format!("create directory {}", parent.display()))?;
+        }
+        // The controllers connect to where we listen, whatever the advertised name means on this machine.
+        let own = Config {
+            advertise: Vec::new(),
+            ..config.clone()
+        }
+        .host(bound);
+        let client = client(&pki.kubeconfig(&format!("https://{own}:{}", bound.port()))).await?;
+        pki::write_private(&kubeconfig, &pki.kubeconfig(&url))?;
+
+        let tasks = TaskTracker::new();
+        tasks.spawn(server::serve(Arc::clone(&api), listener, tls, stop.clone()));
+        tasks.spawn(remover.run(Arc::clone(&api)));
+        {
+            let (api, interval) = (Arc::clone(&api), Duration::from_secs(config.history_seconds));
+            tasks.spawn(async move { api.compact_periodically(interval).await });
+        }
+        tasks.spawn(endpointslice::run(client, stop.clone()));
+        tracing::info!(%url, kubeconfig = %kubeconfig.display(), "serving the Kubernetes API");
+        Ok(Self {
+            api,
+            url,
+            kubeconfig,
+            stop,
+            tasks,
+        })
+    }
+
+    /// Where the API is.
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// The administrator's kubeconfig.
+    pub fn kubeconfig(&self) -> &std::path::Path {
+        &self.kubeconfig
+    }
+
+    /// Forgets all history now: watches and pages that need it end as expired.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn forget_history(&self) -> Result<()> {
+        Ok(self.api.forget_history().await?)
+    }
+
+    /// Lets requests finish for a few seconds, ends watches, and closes the store.
+    pub async fn stop(self) {
+        self.stop.cancel();
+        self.tasks.close();
+        self.tasks.wait().await;
+        // Waits for the last writes; the file is free afterwards.
+        let api = self.api;
+        if tokio::task::spawn_blocking(move || drop(api)).await.is_err() {
+            tracing::error!("the store was not closed cleanly");
+        }
+    }
 }
 
 /// A client of the API for the controllers, which use it as any other client would.
 async fn client(kubeconfig: &str) -> Result<kube::Client> {
     let config = kube::config::Kubeconfig::from_yaml(kubeconfig).context("read own kubeconfig")?;
-    let mut config =
-        kube::Config::from_custom_kubeconfig(config, &kube::config::KubeConfigOptions::default())
-            .await
-            .context("read own kubeconfig")?;
+    let options = kube::config::KubeConfigOptions::default();
+    let mut config = kube::Config::from_custom_kubeconfig(config, &options)
+        .await
+        .context("read own kubeconfig")?;
     // Proxies from the environment are not meant for the way to ourselves.
     config.proxy_url = None;
     kube::Client::try_from(config).context("connect to the own API")

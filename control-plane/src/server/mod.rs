@@ -128,6 +128,15 @@ impl Api {
         }
     }
 
+    /// Forgets all history up to now.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn forget_history(&self) -> Result<(), StoreError> {
+        let (_, revision) = self.store.get("").await?;
+        self.store.compact(revision).await
+    }
+
     /// Answers one request. `user` is who the client's certificate says it is.
     pub async fn handle<B>(self: &Arc<Self>, user: Option<&Identity>, request: Request<B>) -> Response<Body>
     where
