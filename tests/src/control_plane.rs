@@ -39,12 +39,7 @@ impl ControlPlane {
         command
             .args(["control-plane", "--data-dir"])
             .arg(cluster.state().join("control-plane"))
-            .args([
-                "--bind",
-                &format!("0.0.0.0:{PORT}"),
-                "--advertise-address",
-                &address,
-            ])
+            .args(["--bind", &format!("0.0.0.0:{PORT}"), "--advertise", &address])
             .arg("--kubeconfig")
             .arg(&kubeconfig)
             .args(["--service-cidr", SERVICE_CIDRS]);
@@ -178,21 +173,29 @@ impl ControlPlane {
     /// # Errors
     /// When the API refuses it.
     pub fn report_pod(&self, pod: &Pod, ready: bool) -> Result<()> {
-        let ready = if ready { "True" } else { "False" };
+        let condition = if ready { "True" } else { "False" };
         let ips: Vec<_> = pod.addresses().iter().map(|ip| json!({"ip": ip})).collect();
+        let now = jiff::Timestamp::now()
+            .round(jiff::Unit::Second)
+            .context("the clock is out of range")?;
         self.patch_status("pod", pod.name(), &json!({"status": {
-            "phase": "Running", "podIP": pod.v4(), "podIPs": ips,
-            "conditions": [{"type": "Ready", "status": ready}, {"type": "ContainersReady", "status": ready}],
+            "phase": "Running", "podIP": pod.v4(), "podIPs": ips, "startTime": now,
+            "conditions": [{"type": "Ready", "status": condition}, {"type": "ContainersReady", "status": condition}],
+            "containerStatuses": [{
+                "name": "web", "image": "beeline-echo", "imageID": "", "ready": ready, "restartCount": 0,
+                "started": true, "state": {"running": {"startedAt": now}},
+            }],
         }}))
     }
 
+    /// A merge patch: in a strategic one node addresses of the same type would take each other's place.
     fn patch_status(&self, kind: &str, name: &str, patch: &serde_json::Value) -> Result<()> {
         self.kubectl(&[
             "patch",
             kind,
             name,
             "--subresource=status",
-            "--type=strategic",
+            "--type=merge",
             "-p",
             &patch.to_string(),
         ])

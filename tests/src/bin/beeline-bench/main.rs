@@ -1,0 +1,98 @@
+//! `cargo xtask bench`: figures against the targets in docs/benchmarks.md; exit code 1 when one is missed.
+
+mod connect;
+mod figures;
+mod maps;
+mod memory;
+mod population;
+mod program;
+mod wire;
+
+use std::net::SocketAddr;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+use figures::Figures;
+
+#[derive(Parser)]
+#[command(
+    name = "cargo xtask bench",
+    about = "Measure, and compare with the targets",
+    disable_help_subcommand = true
+)]
+struct Args {
+    #[command(subcommand)]
+    what: What,
+    /// One line per figure: {"name","value","unit","target","ok"}
+    #[arg(long, global = true)]
+    json: bool,
+}
+
+#[derive(Subcommand)]
+enum What {
+    /// Connect + request + response + close: through a ClusterIP against the same pod by its own address
+    Connect(connect::Options),
+    /// From objects to maps: all services at once, and one endpoint change
+    Program(program::Options),
+    /// Resident memory of the agent
+    Memory,
+    /// All of them
+    All,
+    /// The server that `connect` starts in a pod
+    #[command(hide = true)]
+    Server {
+        #[arg(long)]
+        port: u16,
+    },
+    /// The client that `connect` starts in a pod
+    #[command(hide = true)]
+    Client {
+        #[arg(long)]
+        direct: SocketAddr,
+        #[arg(long)]
+        service: SocketAddr,
+        #[arg(long)]
+        pairs: usize,
+        #[arg(long)]
+        connections: u32,
+    },
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    match run(&args) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("bench failed: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Whether every target was met.
+fn run(args: &Args) -> Result<bool> {
+    let mut figures = Figures::new(args.json);
+    match &args.what {
+        What::Server { port } => return wire::serve(*port).map(|()| true),
+        What::Client {
+            direct,
+            service,
+            pairs,
+            connections,
+        } => {
+            return wire::compare(*direct, *service, *pairs, *connections).map(|()| true);
+        }
+        What::Connect(options) => connect::run(options, &mut figures)?,
+        What::Program(options) => program::run(options, &mut figures)?,
+        What::Memory => memory::run(&mut figures)?,
+        What::All => {
+            connect::run(&connect::Options::default(), &mut figures)?;
+            program::run(&program::Options::default(), &mut figures)?;
+            memory::run(&mut figures)?;
+        }
+    }
+    figures.finish();
+    Ok(figures.all_ok())
+}
