@@ -98,9 +98,9 @@ impl Api {
     ) -> Result<(), ApiError> {
         let name = object["metadata"]["name"].as_str().unwrap_or_default().to_owned();
         let how = How::default();
-        match self.insert(target, object, how, &mut Vec::new()).await {
-            Err(error) if error.reason == "AlreadyExists" => {}
-            other => return other.map(drop),
+        // Not "create, else change": creating the Service again fails because its address is taken, by itself.
+        if self.find(target, &name).await?.is_none() {
+            return self.insert(target, object, how, &mut Vec::new()).await.map(drop);
         }
         let make = |old: &Value| {
             let mut new = old.clone();
