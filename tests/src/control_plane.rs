@@ -147,6 +147,7 @@ impl ControlPlane {
                     {"type": "Hostname", "address": node.name()},
                 ],
                 "conditions": [{"type": "Ready", "status": "True", "reason": "Harness"}],
+            "nodeInfo": node_info()?,
             }}),
         )
     }
@@ -201,4 +202,21 @@ impl ControlPlane {
         ])
         .map(|_| ())
     }
+}
+
+/// What kubelet would say of this machine; all fields are required.
+fn node_info() -> Result<serde_json::Value> {
+    let system = nix::sys::utsname::uname().context("uname failed")?;
+    let kernel = system.release().to_string_lossy();
+    let release = std::fs::read_to_string("/etc/os-release").unwrap_or_default();
+    let image = release
+        .lines()
+        .find_map(|line| line.strip_prefix("PRETTY_NAME="))
+        .unwrap_or("Linux");
+    Ok(json!({
+        "kernelVersion": kernel, "osImage": image.trim_matches('"'), "operatingSystem": "linux",
+        "architecture": if std::env::consts::ARCH == "x86_64" { "amd64" } else { "arm64" },
+        "kubeletVersion": concat!("beeline-", env!("CARGO_PKG_VERSION")), "kubeProxyVersion": "",
+        "containerRuntimeVersion": "netns://1", "machineID": "", "systemUUID": "", "bootID": "",
+    }))
 }
