@@ -7,12 +7,13 @@ use std::sync::Arc;
 use dataplane_common::abi::{FrontendKey, frontend_class, frontend_kind, service_flag};
 use k8s_openapi::api::core::v1::{Node, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use crate::desired::{Desired, DesiredService, ServiceConfig, SetBackend};
 use crate::event::Event;
 use crate::key::{BackendKey, Family, ObjectName, ServiceKey};
 use crate::object::{LABEL_ZONE, Problem, ServiceObject, ServicePort, SliceObject, family_index};
-use crate::select::{Candidate, Hint, Policy, categorize};
+use crate::select::{Candidate, Hint, Policy, Selection, categorize};
 
 /// Who wants a frontend: the oldest Service keeps it, then the first by name, so arrival order does not matter.
 type Claim = (i64, ServiceKey);
@@ -24,10 +25,11 @@ pub struct Model {
     zone: Option<String>,
     services: BTreeMap<ObjectName, ServiceObject>,
     /// Slices by Service, then by slice name, because duplicates are resolved in that order.
-    slices: HashMap<ObjectName, BTreeMap<Arc<str>, SliceObject>>,
+    slices: HashMap<ObjectName, Vec<(Arc<str>, SliceObject)>>,
     /// The Service that a slice belongs to, by the slice's name: its label may change.
     slice_owner: HashMap<ObjectName, ObjectName>,
-    claims: HashMap<FrontendKey, BTreeSet<Claim>>,
+    /// Sorted, nearly always one: a tree would cost a kilobyte each.
+    claims: HashMap<FrontendKey, Box<[Claim]>>,
     dirty: BTreeSet<ServiceKey>,
 }
 
@@ -64,14 +66,16 @@ impl Model {
                 }
             }
             Event::ServicesReplaced(list) => {
+                // what is gone goes first: a frontend of it that another now has is no conflict
                 let mut gone: HashSet<ObjectName> = self.services.keys().cloned().collect();
-                for service in &list {
-                    if let Some(name) = self.apply_service(service, &mut problems) {
-                        gone.remove(&name);
-                    }
+                for name in list.iter().filter_map(|s| name_of(&s.metadata)) {
+                    gone.remove(&name);
                 }
                 for name in gone {
                     self.set_service(&name, None, &mut problems);
+                }
+                for service in &list {
+                    self.apply_service(service, &mut problems);
                 }
             }
             Event::SlicesReplaced(list) => {
@@ -106,24 +110,15 @@ impl Model {
     /// What a service should be; `None` if there should be none of this key.
     #[must_use]
     pub fn desired(&self, key: &ServiceKey) -> Option<DesiredService> {
-        let service = self.services.get(&key.service)?;
-        let port = service
-            .ports
-            .iter()
-            .find(|p| p.name == key.port_name && p.protocol == key.protocol)?;
+        let (service, port) = self.service_port(key)?;
         let addr = service.cluster_ip[family_index(key.family)]?;
-        let policy = Policy {
-            internal_local: service.internal_local,
-            external_local: service.external_local,
-            externally_accessible: port.node_port || service.external[family_index(key.family)],
-        };
-        let selection = categorize(&self.candidates(key), policy);
+        let selection = self.selection(key)?;
 
         let frontend = cluster_ip_frontend(addr, port);
         let owns = self
             .claims
             .get(&frontend)
-            .and_then(BTreeSet::first)
+            .and_then(|claims| claims.first())
             .is_some_and(|(_, owner)| owner == key);
         let frontends = owns
             .then_some((frontend, frontend_kind::CLUSTER_IP))
@@ -141,6 +136,27 @@ impl Model {
             },
             has_any: selection.has_any,
         })
+    }
+
+    /// Which endpoints a service uses (spec kube-proxy 1.3), in the order of the slices; `None` if there is no service of
+    /// this key.
+    #[must_use]
+    pub fn selection(&self, key: &ServiceKey) -> Option<Selection> {
+        let (service, port) = self.service_port(key)?;
+        let policy = Policy {
+            internal_local: service.internal_local,
+            external_local: service.external_local,
+            externally_accessible: port.node_port || service.external[family_index(key.family)],
+        };
+        Some(categorize(&self.candidates(key), policy))
+    }
+
+    fn service_port(&self, key: &ServiceKey) -> Option<(&ServiceObject, &ServicePort)> {
+        let service = self.services.get(&key.service)?;
+        let mut ports = service.ports.iter();
+        let port = ports.find(|p| p.name == key.port_name && p.protocol == key.protocol)?;
+        service.cluster_ip[family_index(key.family)]?;
+        Some((service, port))
     }
 
     /// What the whole node should be.
@@ -169,17 +185,13 @@ impl Model {
         (self.services.len(), self.slice_owner.len())
     }
 
-    fn apply_service(&mut self, service: &Service, problems: &mut Vec<Problem>) -> Option<ObjectName> {
+    fn apply_service(&mut self, service: &Service, problems: &mut Vec<Problem>) {
         match ServiceObject::parse(service) {
             Ok((name, object, found)) => {
                 problems.extend(found);
                 self.set_service(&name, object, problems);
-                Some(name)
             }
-            Err(problem) => {
-                problems.push(problem);
-                None
-            }
+            Err(problem) => problems.push(problem),
         }
     }
 
@@ -206,20 +218,23 @@ impl Model {
         if let Some((_, before)) = claims.first() {
             self.dirty.insert(before.clone());
         }
-        claims.insert(claim);
-        if let (true, Some((_, owner))) = (claims.len() > 1, claims.first()) {
-            for (_, loser) in claims.iter().skip(1) {
-                problems.push(Problem {
-                    object: format!("Service {}", loser.service),
-                    message: format!("{}:{} already belongs to {owner}", frontend.addr, frontend.port),
-                });
-            }
+        let mut list = std::mem::take(claims).into_vec();
+        list.push(claim);
+        list.sort_unstable();
+        if let [(_, owner), losers @ ..] = &list[..] {
+            problems.extend(losers.iter().map(|(_, loser)| Problem {
+                object: format!("Service {}", loser.service),
+                message: format!("{}:{} already belongs to {owner}", frontend.addr, frontend.port),
+            }));
         }
+        *claims = list.into();
     }
 
     fn unclaim(&mut self, frontend: &FrontendKey, claim: &Claim) {
         if let Some(claims) = self.claims.get_mut(frontend) {
-            claims.remove(claim);
+            let mut list = std::mem::take(claims).into_vec();
+            list.retain(|other| other != claim);
+            *claims = list.into();
             match claims.first() {
                 Some((_, heir)) => {
                     self.dirty.insert(heir.clone());
@@ -248,12 +263,13 @@ impl Model {
     fn set_slice(&mut self, name: &ObjectName, object: Option<SliceObject>) {
         let owner = self.slice_owner.get(name).cloned();
         if let Some(owner) = &owner {
-            let slices = self.slices.get_mut(owner);
-            if slices.as_ref().and_then(|s| s.get(&name.name)) == object.as_ref() {
-                return;
-            }
-            if let Some(slices) = slices {
-                slices.remove(&name.name);
+            if let Some(slices) = self.slices.get_mut(owner)
+                && let Ok(at) = slices.binary_search_by(|(other, _)| other.cmp(&name.name))
+            {
+                if object.as_ref() == Some(&slices[at].1) {
+                    return;
+                }
+                slices.remove(at);
                 if slices.is_empty() {
                     self.slices.remove(owner);
                 }
@@ -263,11 +279,12 @@ impl Model {
         }
         if let Some(slice) = object {
             let service = slice.service.clone();
+            let slices = self.slices.entry(service.clone()).or_default();
+            let at = slices.partition_point(|(other, _)| *other < name.name);
+            // most services have one slice: room for no more than there are
+            slices.reserve_exact(1);
+            slices.insert(at, (Arc::clone(&name.name), slice));
             self.slice_owner.insert(name.clone(), service.clone());
-            self.slices
-                .entry(service.clone())
-                .or_default()
-                .insert(Arc::clone(&name.name), slice);
             if owner.as_ref() != Some(&service) {
                 self.mark(&service);
             }
@@ -300,7 +317,7 @@ impl Model {
         let names = self
             .slices
             .iter()
-            .filter(|(_, s)| s.values().any(hinted))
+            .filter(|(_, slices)| slices.iter().any(|(_, slice)| hinted(slice)))
             .map(|(name, _)| name.clone());
         for name in names.collect::<Vec<_>>() {
             self.mark(&name);
@@ -314,7 +331,8 @@ impl Model {
             .slices
             .get(&key.service)
             .into_iter()
-            .flat_map(BTreeMap::values);
+            .flatten()
+            .map(|(_, slice)| slice);
         let mut out: Vec<Candidate> = Vec::new();
         let mut seen: HashMap<BackendKey, usize> = HashMap::new();
         for slice in slices.filter(|s| s.family == key.family) {
@@ -359,6 +377,10 @@ impl Model {
         }
         out
     }
+}
+
+fn name_of(meta: &ObjectMeta) -> Option<ObjectName> {
+    Some(ObjectName::new(meta.namespace.as_deref()?, meta.name.as_deref()?))
 }
 
 fn cluster_ip_frontend(addr: dataplane_common::abi::Addr, port: &ServicePort) -> FrontendKey {

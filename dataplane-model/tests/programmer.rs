@@ -1,4 +1,5 @@
 //! Properties of the programmer, as a program in the kernel would see its maps.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on must fail")]
 
 use std::collections::{BTreeMap, BTreeSet};
 
