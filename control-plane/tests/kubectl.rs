@@ -1,0 +1,428 @@
+//! The installed kubectl as a client, without any flag that makes it less strict.
+
+mod common;
+
+use std::process::Stdio;
+use std::time::Duration;
+
+use common::{Server, call};
+use serde_json::{Value, json};
+use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::process::{Child, Command};
+
+struct Kubectl {
+    server: Server,
+}
+
+impl Kubectl {
+    async fn new() -> Self {
+        Self {
+            server: Server::start().await,
+        }
+    }
+
+    fn command(&self, line: &str) -> Command {
+        let mut command = Command::new("kubectl");
+        command
+            // Quotes are not needed: no argument here has a blank inside.
+            .args(line.split_whitespace())
+            .env("KUBECONFIG", self.server.plane.kubeconfig())
+            // Discovery caches and a user's own settings must not get in.
+            .env("HOME", self.server.dir.path())
+            .env("KUBECACHEDIR", self.server.dir.path().join("cache"))
+            .env_remove("HTTPS_PROXY")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true);
+        command
+    }
+
+    async fn run(&self, line: &str, input: &str) -> (bool, String, String) {
+        let mut child = self.command(line).spawn().expect("kubectl is not installed");
+        let mut stdin = child.stdin.take().unwrap();
+        stdin.write_all(input.as_bytes()).await.unwrap();
+        drop(stdin);
+        let output = tokio::time::timeout(Duration::from_secs(30), child.wait_with_output())
+            .await
+            .unwrap_or_else(|_| panic!("kubectl {line} hangs"))
+            .unwrap();
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        (
+            output.status.success(),
+            text(&output.stdout),
+            text(&output.stderr),
+        )
+    }
+
+    /// The output of a command that must succeed without a word on stderr.
+    async fn ok(&self, line: &str) -> String {
+        self.feed(line, "").await
+    }
+
+    async fn feed(&self, line: &str, input: &str) -> String {
+        let (ok, out, err) = self.run(line, input).await;
+        assert!(ok && err.is_empty(), "kubectl {line}\n{out}{err}");
+        out
+    }
+
+    /// The complaint of a command that must fail.
+    async fn fails(&self, line: &str, input: &str) -> String {
+        let (ok, out, err) = self.run(line, input).await;
+        assert!(!ok, "kubectl {line} succeeded\n{out}");
+        err
+    }
+
+    async fn json(&self, line: &str) -> Value {
+        serde_json::from_str(&self.ok(&format!("{line} -o json")).await).unwrap()
+    }
+
+    fn watch(&self, line: &str) -> Watched {
+        let mut child = self.command(line).spawn().unwrap();
+        let lines = BufReader::new(child.stdout.take().unwrap());
+        Watched { _child: child, lines }
+    }
+}
+
+struct Watched {
+    _child: Child,
+    lines: BufReader<tokio::process::ChildStdout>,
+}
+
+impl Watched {
+    async fn line(&mut self) -> Vec<String> {
+        let mut line = String::new();
+        tokio::time::timeout(Duration::from_secs(20), self.lines.read_line(&mut line))
+            .await
+            .expect("no line")
+            .unwrap();
+        line.split_whitespace().map(str::to_owned).collect()
+    }
+}
+
+/// The words of the output's line that begins with `first`.
+fn row(output: &str, first: &str) -> Vec<String> {
+    output
+        .lines()
+        .map(|line| line.split_whitespace().map(str::to_owned).collect::<Vec<_>>())
+        .find(|words| words.first().is_some_and(|word| word == first))
+        .unwrap_or_else(|| panic!("no line for {first} in\n{output}"))
+}
+
+/// What follows `label:` in the output of describe.
+fn described<'a>(output: &'a str, label: &str) -> &'a str {
+    output
+        .lines()
+        .find_map(|line| line.trim_start().strip_prefix(label)?.strip_prefix(':'))
+        .unwrap_or_else(|| panic!("no {label} in\n{output}"))
+        .trim()
+}
+
+const OBJECTS: &str = r#"
+apiVersion: v1
+kind: Namespace
+metadata: {name: demo}
+---
+apiVersion: v1
+kind: Node
+metadata: {name: n1, labels: {kubernetes.io/hostname: n1}}
+status: {conditions: [{type: Ready, status: "True"}], addresses: [{type: InternalIP, address: 192.0.2.9}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: myweb, namespace: demo}
+spec: {type: NodePort, ports: [{port: 8080, nodePort: 30001}], selector: {app: myweb}}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: p1, namespace: demo, labels: {app: myweb}}
+spec: {nodeName: n1, containers: [{name: c, image: "img:1", ports: [{containerPort: 8080}]}]}
+"#;
+
+#[tokio::test]
+async fn create_get_describe_delete() {
+    let k = Kubectl::new().await;
+    let out = k.feed("create -f -", OBJECTS).await;
+    assert_eq!(
+        out,
+        "namespace/demo created\nnode/n1 created\nservice/myweb created\npod/p1 created\n"
+    );
+    let err = k.fails("create -f -", OBJECTS).await;
+    assert!(err.contains(r#"pods "p1" already exists"#), "{err}");
+    let err = k
+        .fails(
+            "create -f -",
+            &OBJECTS.replace("nodePort: 30001", "nodPort: 30001"),
+        )
+        .await;
+    assert!(
+        err.contains(r#"strict decoding error: unknown field "spec.ports[0].nodPort""#),
+        "{err}"
+    );
+
+    let status = r#"{"status":{"phase":"Running","podIP":"10.244.0.5","podIPs":[{"ip":"10.244.0.5"}],"conditions":[{"type":"Ready","status":"True"}]}}"#;
+    k.ok(&format!(
+        "-n demo patch pod p1 --subresource=status --type=merge -p {status}"
+    ))
+    .await;
+
+    let out = k.ok("-n demo get svc -o wide").await;
+    let service = row(&out, "myweb");
+    assert_eq!(
+        row(&out, "NAME").join(" "),
+        "NAME TYPE CLUSTER-IP EXTERNAL-IP PORT(S) AGE SELECTOR"
+    );
+    assert_eq!(
+        (&service[1][..], &service[4][..], &service[6][..]),
+        ("NodePort", "8080:30001/TCP", "app=myweb")
+    );
+    assert!(service[2].starts_with("10."));
+    let pod = row(&k.ok("-n demo get pods -o wide").await, "p1");
+    assert_eq!(
+        (&pod[2][..], &pod[5][..], &pod[6][..]),
+        ("Running", "10.244.0.5", "n1")
+    );
+    let node = row(&k.ok("get nodes -o wide").await, "n1");
+    assert_eq!(
+        (&node[1][..], &node[2][..], &node[4][..]),
+        ("Ready", "<none>", "192.0.2.9")
+    );
+    let all = k.ok("get all -A").await;
+    for line in [
+        "demo        pod/p1",
+        "default     service/kubernetes",
+        "demo        service/myweb",
+    ] {
+        assert!(all.contains(line), "{line} in\n{all}");
+    }
+    let yaml = k.ok("-n demo get svc myweb -o yaml").await;
+    assert!(
+        yaml.starts_with("apiVersion: v1\nkind: Service\n") && yaml.contains("nodePort: 30001"),
+        "{yaml}"
+    );
+    assert_eq!(
+        k.json("-n demo get svc myweb").await["spec"]["clusterIP"],
+        service[2].as_str()
+    );
+    let err = k.fails("-n demo get svc nope", "").await;
+    assert_eq!(err, "Error from server (NotFound): services \"nope\" not found\n");
+    assert_eq!(row(&k.ok("get ns").await, "demo")[1], "Active");
+    assert_eq!(
+        k.ok("get pods -A --field-selector=spec.nodeName=n1 -o name")
+            .await,
+        "pod/p1\n"
+    );
+    assert_eq!(
+        k.ok("get svc -A --chunk-size=1 -o name").await,
+        "service/kubernetes\nservice/myweb\n"
+    );
+
+    let out = k.ok("-n demo describe svc myweb").await;
+    assert_eq!(described(&out, "NodePort"), "<unset>  30001/TCP");
+    assert_eq!(described(&out, "Selector"), "app=myweb");
+    let out = k.ok("-n demo describe pod p1").await;
+    assert_eq!(
+        (described(&out, "IP"), described(&out, "Status")),
+        ("10.244.0.5", "Running")
+    );
+    let out = k.ok("describe node n1").await;
+    assert_eq!(described(&out, "InternalIP"), "192.0.2.9");
+    assert!(out.contains("demo                        p1"), "{out}");
+
+    assert_eq!(k.ok("-n demo delete pod p1").await, "pod \"p1\" deleted\n");
+    assert_eq!(
+        k.ok("delete node n1 --dry-run=server").await,
+        "node \"n1\" deleted (server dry run)\n"
+    );
+    assert_eq!(k.ok("delete node n1").await, "node \"n1\" deleted\n");
+    // Waits until the namespace and what is in it are gone.
+    assert_eq!(k.ok("delete ns demo").await, "namespace \"demo\" deleted\n");
+    assert_eq!(k.ok("get svc -A -o name").await, "service/kubernetes\n");
+    let err = k.fails("delete ns default", "").await;
+    assert!(err.contains("this namespace may not be deleted"), "{err}");
+}
+
+#[tokio::test]
+async fn apply_patch_label_annotate() {
+    let k = Kubectl::new().await;
+    let applied = k.feed("apply -f -", OBJECTS).await;
+    assert_eq!(
+        applied,
+        "namespace/demo created\nnode/n1 created\nservice/myweb created\npod/p1 created\n"
+    );
+    let again = k.feed("apply -f -", OBJECTS).await;
+    assert_eq!(
+        again,
+        "namespace/demo unchanged\nnode/n1 unchanged\nservice/myweb unchanged\npod/p1 unchanged\n"
+    );
+    let changed = OBJECTS.replace("port: 8080, nodePort: 30001", "port: 8081, nodePort: 30001");
+    let out = k.feed("apply -f -", &changed).await;
+    assert_eq!(
+        out,
+        "namespace/demo unchanged\nnode/n1 unchanged\nservice/myweb configured\npod/p1 unchanged\n"
+    );
+    let ports = k.json("-n demo get svc myweb").await["spec"]["ports"].clone();
+    assert_eq!(
+        ports,
+        json!([{"nodePort": 30001, "port": 8081, "protocol": "TCP", "targetPort": 8081}])
+    );
+
+    let strategic = r#"{"spec":{"ports":[{"port":8081,"name":"a"},{"port":9090,"name":"b"}]}}"#;
+    assert_eq!(
+        k.ok(&format!("-n demo patch svc myweb -p {strategic}")).await,
+        "service/myweb patched\n"
+    );
+    let merge = r#"{"spec":{"selector":{"tier":"web"}}}"#;
+    assert_eq!(
+        k.ok(&format!("-n demo patch svc myweb --type=merge -p {merge}"))
+            .await,
+        "service/myweb patched\n"
+    );
+    let json_patch = r#"[{"op":"replace","path":"/spec/ports/1/port","value":9091}]"#;
+    assert_eq!(
+        k.ok(&format!("-n demo patch svc myweb --type=json -p {json_patch}"))
+            .await,
+        "service/myweb patched\n"
+    );
+    let service = k.json("-n demo get svc myweb").await;
+    assert_eq!(
+        service["spec"]["selector"],
+        json!({"app": "myweb", "tier": "web"})
+    );
+    let names: Vec<&Value> = service["spec"]["ports"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|port| &port["name"])
+        .collect();
+    assert_eq!(names, ["a", "b"]);
+    assert!(service["spec"]["ports"].to_string().contains("9091"));
+    let err = k
+        .fails(
+            r#"-n demo patch svc myweb -p {"spec":{"clusterIP":"10.96.7.7"}}"#,
+            "",
+        )
+        .await;
+    assert!(err.contains("may not change once set"), "{err}");
+
+    assert_eq!(
+        k.ok("-n demo label svc myweb tier=web").await,
+        "service/myweb labeled\n"
+    );
+    assert_eq!(
+        k.ok("-n demo get svc -l tier=web -o name").await,
+        "service/myweb\n"
+    );
+    assert_eq!(
+        k.ok("-n demo label svc myweb tier-").await,
+        "service/myweb unlabeled\n"
+    );
+    let (_, out, err) = k.run("-n demo get svc -l tier=web", "").await;
+    assert_eq!(
+        (&out[..], &err[..]),
+        ("", "No resources found in demo namespace.\n")
+    );
+    assert_eq!(
+        k.ok("-n demo annotate svc myweb note=x").await,
+        "service/myweb annotated\n"
+    );
+    assert_eq!(
+        k.json("-n demo get svc myweb").await["metadata"]["annotations"]["note"],
+        "x"
+    );
+
+    let server_side = "-n demo apply --server-side -f -";
+    let map = r#"{"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "c"}, "data": {"a": "b"}}"#;
+    assert_eq!(k.feed(server_side, map).await, "configmap/c serverside-applied\n");
+    assert_eq!(
+        k.feed(server_side, &map.replace(r#""b""#, r#""c""#)).await,
+        "configmap/c serverside-applied\n"
+    );
+    assert_eq!(k.json("-n demo get cm c").await["data"], json!({"a": "c"}));
+    assert_eq!(k.ok("cordon n1").await, "node/n1 cordoned\n");
+    assert!(row(&k.ok("get nodes").await, "n1")[1].contains("SchedulingDisabled"));
+}
+
+#[tokio::test]
+async fn explain_and_discovery() {
+    let k = Kubectl::new().await;
+    let out = k.ok("explain service.spec.clusterIP").await;
+    assert!(out.contains("FIELD: clusterIP <string>"), "{out}");
+    let out = k.ok("explain endpointslice.endpoints.conditions").await;
+    assert!(out.contains("ready\t<boolean>"), "{out}");
+    let out = k.ok("api-resources").await;
+    assert_eq!(
+        row(&out, "services"),
+        ["services", "svc", "v1", "true", "Service"]
+    );
+    assert_eq!(
+        row(&out, "endpointslices"),
+        ["endpointslices", "discovery.k8s.io/v1", "true", "EndpointSlice"]
+    );
+    assert_eq!(row(&out, "nodes"), ["nodes", "no", "v1", "false", "Node"]);
+    assert!(k.ok("api-versions").await.contains("discovery.k8s.io/v1\n"));
+    assert_eq!(k.ok("auth can-i create pods").await, "yes\n");
+    assert_eq!(k.ok("get --raw /readyz").await, "ok");
+}
+
+#[tokio::test]
+async fn get_follows_changes() {
+    let k = Kubectl::new().await;
+    k.feed("create -f -", OBJECTS).await;
+    let mut watched = k.watch("-n demo get svc -w");
+    assert_eq!(watched.line().await[0], "NAME");
+    let first = watched.line().await;
+    assert_eq!((&first[0][..], &first[4][..]), ("myweb", "8080:30001/TCP"));
+    let mut labelled = k.watch("-n demo get svc -l tier=web -w --output-watch-events=true");
+    k.ok(r#"-n demo patch svc myweb -p {"spec":{"ports":[{"port":8080,"nodePort":30002}]}}"#)
+        .await;
+    assert_eq!(watched.line().await[4], "8080:30002/TCP");
+    k.ok("-n demo label svc myweb tier=web").await;
+    assert_eq!(labelled.line().await[..2], ["EVENT", "NAME"]);
+    assert_eq!(labelled.line().await[..2], ["ADDED", "myweb"]);
+    k.ok("-n demo label svc myweb tier-").await;
+    assert_eq!(labelled.line().await[..2], ["DELETED", "myweb"]);
+}
+
+/// Things that kubectl does that are not about one object.
+#[tokio::test]
+async fn finalizers_hold_objects_and_namespaces() {
+    let k = Kubectl::new().await;
+    k.feed("create -f -", OBJECTS).await;
+    let client = k.server.client().await;
+    k.ok(r#"-n demo patch svc myweb --type=merge -p {"metadata":{"finalizers":["example.com/hold"]}}"#)
+        .await;
+    k.ok("-n demo delete svc myweb --wait=false").await;
+    k.ok("delete ns demo --wait=false").await;
+    let mut waiting = k
+        .command("wait --for=delete ns/demo --timeout=20s")
+        .spawn()
+        .unwrap();
+    let held = k.json("-n demo get svc myweb").await;
+    assert!(held["metadata"]["deletionTimestamp"].is_string());
+    assert_eq!(row(&k.ok("get ns").await, "demo")[1], "Terminating");
+    let pod = json!({
+        "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "late"},
+        "spec": {"containers": [{"name": "c", "image": "i"}]},
+    });
+    let (code, refused) = call(&client, "POST", "/api/v1/namespaces/demo/pods", &pod).await;
+    assert_eq!(code, 403, "{refused}");
+    assert!(
+        refused["message"]
+            .as_str()
+            .unwrap()
+            .contains("because it is being terminated"),
+        "{refused}"
+    );
+    k.ok(r#"-n demo patch svc myweb --type=merge -p {"metadata":{"finalizers":null}}"#)
+        .await;
+    assert!(waiting.wait().await.unwrap().success());
+    let (code, _) = call(
+        &client,
+        "GET",
+        "/api/v1/namespaces/demo/services/myweb",
+        &Value::Null,
+    )
+    .await;
+    assert_eq!(code, 404);
+}
