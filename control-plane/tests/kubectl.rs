@@ -384,6 +384,45 @@ async fn get_follows_changes() {
     assert_eq!(labelled.line().await[..2], ["DELETED", "myweb"]);
 }
 
+/// kubectl sends these as protobuf.
+#[tokio::test]
+async fn objects_made_from_arguments() {
+    let k = Kubectl::new().await;
+    assert_eq!(k.ok("create ns demo").await, "namespace/demo created\n");
+    assert_eq!(
+        k.ok("-n demo create service clusterip s1 --tcp=80:8080").await,
+        "service/s1 created\n"
+    );
+    assert_eq!(
+        k.ok("-n demo create service nodeport s2 --tcp=81 --node-port=30007")
+            .await,
+        "service/s2 created\n"
+    );
+    assert_eq!(
+        k.ok("-n demo create configmap c --from-literal=a=b").await,
+        "configmap/c created\n"
+    );
+    assert_eq!(
+        k.ok("-n demo create secret generic s --from-literal=a=b").await,
+        "secret/s created\n"
+    );
+    let services = k.json("-n demo get svc").await;
+    let port = |index: usize| services["items"][index]["spec"]["ports"][0].clone();
+    assert_eq!(
+        port(0),
+        json!({"name": "80-8080", "port": 80, "protocol": "TCP", "targetPort": 8080})
+    );
+    assert_eq!(port(1)["nodePort"], 30007);
+    assert_eq!(services["items"][0]["spec"]["selector"], json!({"app": "s1"}));
+    assert_eq!(k.json("-n demo get cm c").await["data"], json!({"a": "b"}));
+    assert_eq!(k.json("-n demo get secret s").await["data"], json!({"a": "Yg=="}));
+    let err = k.fails("create ns demo", "").await;
+    assert!(err.contains("already exists"), "{err}");
+    assert_eq!(k.ok("-n demo run p --image=i --port=80").await, "pod/p created\n");
+    assert_eq!(k.ok("-n demo expose pod p").await, "service/p exposed\n");
+    assert_eq!(k.ok("-n demo delete pod,svc --all").await.lines().count(), 4);
+}
+
 /// Things that kubectl does that are not about one object.
 #[tokio::test]
 async fn finalizers_hold_objects_and_namespaces() {

@@ -7,6 +7,7 @@ mod connection;
 mod delete;
 mod errors;
 mod namespaces;
+mod protobuf;
 mod read;
 mod request;
 mod response;
@@ -342,10 +343,10 @@ where
         return Err(ApiError::method_not_allowed());
     }
     let body = request::read_body(body).await?;
-    // kubectl sends protobuf here but reads JSON; what it asks makes no difference.
+    // kubectl asks in protobuf and reads JSON; what it asks makes no difference.
     let asked = match request::decode(&request::content_type(parts.headers), &body) {
-        Ok(decoded) => decoded.map_err(ApiError::bad_request)?,
-        Err(_) => json!({}),
+        Ok(Ok(asked)) => asked,
+        _ => json!({}),
     };
     let review = json!({
         "kind": "SelfSubjectAccessReview",

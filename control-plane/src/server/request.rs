@@ -265,6 +265,7 @@ pub(super) fn decode(content_type: &str, body: &[u8]) -> Result<Result<Value, St
         "application/yaml" => {
             Ok(serde_saphyr::from_slice(body).map_err(|error| format!("yaml parse error: {error}")))
         }
+        "application/vnd.kubernetes.protobuf" => Ok(super::protobuf::decode(body)),
         _ => Err(ApiError::unsupported_media_type(&[
             "application/json",
             "application/yaml",
