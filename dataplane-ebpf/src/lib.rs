@@ -1,1 +1,11 @@
-//! Skeleton.
+//! The logic of Beeline's eBPF programs, by topic. The binaries only name the attach points.
+//!
+//! Nothing here may panic (an index that the compiler cannot prove in range becomes a call that the verifier refuses), and
+//! nothing logs by default: `AYA_LOG_LEVEL` is overridden to off at load.
+#![no_std]
+#![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
+
+pub mod choose;
+pub mod context;
+pub mod maps;
+pub mod sock;

@@ -1,1 +1,3 @@
-//! Skeleton.
+//! The node agent and the command line.
+
+pub mod kernel;

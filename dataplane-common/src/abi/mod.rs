@@ -16,7 +16,7 @@ pub use backend::{Backend, BackendStats, backend_state};
 pub use counter::{COUNTERS, Counter};
 pub use frontend::{FrontendKey, FrontendValue, frontend_class, frontend_kind, protocol};
 pub use service::{Service, SetWord, Slot, algorithm, service_flag};
-pub use socket::{SockOrigin, SockOriginKey, SockState};
+pub use socket::{SockFlow, SockOrigin, SockOriginKey, SockState};
 
 /// Version of everything in this module. Pinned maps and links live in a directory that is named after it, so that a
 /// build with another layout never reads them.
@@ -41,6 +41,8 @@ pub mod map_name {
     pub const SOCK_ORIGIN: &str = "SOCK_ORIGIN";
     /// Socket storage: [`super::SockState`].
     pub const SOCK_STATE: &str = "SOCK_STATE";
+    /// Socket storage: [`super::SockFlow`].
+    pub const SOCK_FLOW: &str = "SOCK_FLOW";
     /// Per-CPU array by [`super::Counter`]: `u64`.
     pub const COUNTERS: &str = "COUNTERS";
 }
@@ -48,8 +50,8 @@ pub mod map_name {
 #[cfg(feature = "user")]
 mod pod {
     use super::{
-        Backend, BackendStats, FrontendKey, FrontendValue, Service, Slot, SockOrigin, SockOriginKey,
-        SockState,
+        Backend, BackendStats, FrontendKey, FrontendValue, Service, Slot, SockFlow, SockOrigin,
+        SockOriginKey, SockState,
     };
 
     macro_rules! pod {
@@ -65,6 +67,7 @@ mod pod {
         FrontendValue,
         Service,
         Slot,
+        SockFlow,
         SockOrigin,
         SockOriginKey,
         SockState

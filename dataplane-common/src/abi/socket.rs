@@ -83,3 +83,32 @@ const _: () = {
     assert!(offset_of!(SockOrigin, pad) == 18);
     assert!(offset_of!(SockOrigin, service) == 20);
 };
+
+/// Value of `SOCK_FLOW`, a socket's own storage: the backend that an unconnected UDP socket's datagrams to one frontend go
+/// to, so that a client keeps its server while that serves, as connection tracking would have it.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct SockFlow {
+    /// The frontend of the last datagram.
+    pub addr: Addr,
+    /// The frontend of the last datagram.
+    pub port: BePort,
+    /// Always 0.
+    pub pad: u16,
+    /// Row in `SERVICES`.
+    pub service: u32,
+    /// Row in `BACKENDS`; 0: none yet.
+    pub backend: u32,
+    /// The entry of `SLOTS` that named it.
+    pub slot: u32,
+}
+
+const _: () = {
+    assert!(size_of::<SockFlow>() == 32 && align_of::<SockFlow>() == 4);
+    assert!(offset_of!(SockFlow, addr) == 0);
+    assert!(offset_of!(SockFlow, port) == 16);
+    assert!(offset_of!(SockFlow, pad) == 18);
+    assert!(offset_of!(SockFlow, service) == 20);
+    assert!(offset_of!(SockFlow, backend) == 24);
+    assert!(offset_of!(SockFlow, slot) == 28);
+};

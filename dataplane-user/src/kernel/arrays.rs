@@ -1,0 +1,161 @@
+//! Arrays of the kernel in our own memory: a change is a store, not a system call.
+
+use std::io;
+use std::marker::PhantomData;
+use std::os::fd::{AsFd, AsRawFd};
+use std::path::Path;
+use std::ptr::NonNull;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering, fence};
+
+use aya::Pod;
+use dataplane_common::abi::{BackendStats, map_name};
+
+use super::{KernelError, open_map};
+
+/// A memory-mapped array (`BPF_F_MMAPABLE`, 5.5) of rows of whole 8-byte words.
+#[derive(Debug)]
+pub(super) struct MappedArray<T> {
+    words: NonNull<u64>,
+    bytes: usize,
+    len: u32,
+    row: PhantomData<T>,
+}
+
+// SAFETY: the mapping is plain shared memory, only accessed through atomics; nothing is bound to a thread.
+unsafe impl<T> Send for MappedArray<T> {}
+// SAFETY: as above.
+unsafe impl<T> Sync for MappedArray<T> {}
+
+impl<T: Pod> MappedArray<T> {
+    const WORDS: usize = {
+        assert!(
+            size_of::<T>().is_multiple_of(8),
+            "the kernel rounds rows up to 8 bytes"
+        );
+        size_of::<T>() / 8
+    };
+
+    /// Maps the array pinned under `name`, whose shape has been checked.
+    pub(super) fn open(pin_dir: &Path, name: &'static str) -> Result<Self, KernelError> {
+        let map = open_map(pin_dir, name)?;
+        let fail = |source| KernelError::Map {
+            map: name.into(),
+            source,
+        };
+        let len = map.info().map_err(fail)?.max_entries();
+        let bytes = size_of::<T>() * len as usize;
+        let io = |source| KernelError::Io {
+            operation: "map the memory of",
+            path: pin_dir.join(name),
+            source,
+        };
+        let protection = libc::PROT_READ | libc::PROT_WRITE;
+        // SAFETY: a new shared mapping at an address of the kernel's choice; it holds the map alive by itself.
+        let address = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                bytes,
+                protection,
+                libc::MAP_SHARED,
+                map.fd().as_fd().as_raw_fd(),
+                0,
+            )
+        };
+        if address == libc::MAP_FAILED {
+            return Err(io(io::Error::last_os_error()));
+        }
+        let words =
+            NonNull::new(address.cast()).ok_or_else(|| io(io::Error::other("mapped at address 0")))?;
+        Ok(Self {
+            words,
+            bytes,
+            len,
+            row: PhantomData,
+        })
+    }
+
+    /// Rows.
+    pub(super) const fn len(&self) -> u32 {
+        self.len
+    }
+
+    /// Word `word` of row `index`; `None` beyond the end.
+    pub(super) fn word(&self, index: u32, word: usize) -> Option<&AtomicU64> {
+        if index >= self.len || word >= Self::WORDS {
+            return None;
+        }
+        // SAFETY: inside the mapping (checked), aligned to 8 bytes, alive as long as self; the programs in the kernel
+        // access it by whole aligned words too.
+        Some(unsafe { AtomicU64::from_ptr(self.words.as_ptr().add(index as usize * Self::WORDS + word)) })
+    }
+
+    /// Byte `byte` of row `index`; `None` beyond the end.
+    pub(super) fn byte(&self, index: u32, byte: usize) -> Option<&AtomicU8> {
+        if index >= self.len || byte >= size_of::<T>() {
+            return None;
+        }
+        // SAFETY: inside the mapping (checked), alive as long as self.
+        Some(unsafe {
+            AtomicU8::from_ptr(
+                self.words
+                    .as_ptr()
+                    .cast::<u8>()
+                    .add(index as usize * size_of::<T>() + byte),
+            )
+        })
+    }
+
+    /// The row as it is; words may be of different moments.
+    pub(super) fn read(&self, index: u32) -> Option<T> {
+        let mut row = std::mem::MaybeUninit::<T>::uninit();
+        for word in 0..Self::WORDS {
+            let value = self.word(index, word)?.load(Ordering::Acquire);
+            // SAFETY: inside `row`, which is WORDS words long; `T` need not be aligned to 8.
+            unsafe { row.as_mut_ptr().cast::<u64>().add(word).write_unaligned(value) };
+        }
+        // SAFETY: every byte has been written, and any bytes are a valid `T` (Pod).
+        Some(unsafe { row.assume_init() })
+    }
+
+    /// Writes a row that no reader can reach yet. False beyond the end.
+    pub(super) fn write(&self, index: u32, row: &T) -> bool {
+        for word in 0..Self::WORDS {
+            // SAFETY: inside `row`, which is WORDS words of initialised integers.
+            let value = unsafe { std::ptr::from_ref(row).cast::<u64>().add(word).read_unaligned() };
+            let Some(target) = self.word(index, word) else {
+                return false;
+            };
+            target.store(value, Ordering::Relaxed);
+        }
+        // what is published later is seen after this row
+        fence(Ordering::Release);
+        true
+    }
+}
+
+impl<T> Drop for MappedArray<T> {
+    fn drop(&mut self) {
+        // SAFETY: our own mapping, and no reference into it outlives self.
+        unsafe { libc::munmap(self.words.as_ptr().cast(), self.bytes) };
+    }
+}
+
+/// Reads what the programs count of each backend. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct BackendStatsReader(Arc<MappedArray<BackendStats>>);
+
+impl BackendStatsReader {
+    pub(super) fn open(pin_dir: &Path) -> Result<Self, KernelError> {
+        Ok(Self(Arc::new(MappedArray::open(
+            pin_dir,
+            map_name::BACKEND_STATS,
+        )?)))
+    }
+
+    /// The counts of a backend; `None` beyond the end of the map.
+    #[must_use]
+    pub fn get(&self, id: u32) -> Option<BackendStats> {
+        self.0.read(id)
+    }
+}

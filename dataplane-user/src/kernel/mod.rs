@@ -1,0 +1,292 @@
+//! The kernel side: programs, maps, links. The only module that uses aya.
+//!
+//! Everything lives in pins below `<bpffs>/v<ABI version>/`, so that it outlives this process: [`Kernel::open`] finds what
+//! an earlier agent left, checks its shape, puts the new programs below the old links and goes on with the old maps.
+
+mod arrays;
+mod attach;
+mod cleanup;
+mod logs;
+mod maps;
+pub mod mounts;
+mod object;
+mod pins;
+mod syscall;
+
+use std::path::{Path, PathBuf};
+
+use aya::maps::{MapData, PerCpuArray};
+use aya::{Ebpf, EbpfLoader};
+use dataplane_common::abi::{COUNTERS, map_name};
+use serde::Serialize;
+
+pub use arrays::BackendStatsReader;
+pub use cleanup::cleanup;
+pub use maps::RealMaps;
+pub use object::{MAPS, MapSpec};
+
+/// Sizes of the maps, in entries.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+pub struct Sizes {
+    /// Services (one per port and family).
+    pub services: u32,
+    /// Backends.
+    pub backends: u32,
+    /// Slots: the sum of all sets, and room for a change.
+    pub slots: u32,
+    /// Frontends.
+    pub frontends: u32,
+    /// Recent destinations of unconnected UDP sockets.
+    pub sock_origins: u32,
+}
+
+impl Default for Sizes {
+    /// 65,536 services, backends and frontends, 262,144 slots: about 10 MiB of kernel memory.
+    fn default() -> Self {
+        Self {
+            services: 65_536,
+            backends: 65_536,
+            slots: 262_144,
+            frontends: 65_536,
+            sock_origins: 16_384,
+        }
+    }
+}
+
+/// Where to load to.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// A directory on a bpffs; made if it is missing.
+    pub bpffs_root: PathBuf,
+    /// The cgroup v2 directory whose sockets are served.
+    pub cgroup_root: PathBuf,
+    /// Sizes of the maps.
+    pub sizes: Sizes,
+    /// What the programs log: 0 nothing, 1 errors, up to 5 everything. Costs nothing at 0.
+    pub ebpf_log_level: u8,
+}
+
+/// Why the kernel side could not be set up.
+#[derive(Debug, thiserror::Error)]
+pub enum KernelError {
+    /// A file operation failed.
+    #[error("{operation} {}: {source}", path.display())]
+    Io {
+        /// What was tried.
+        operation: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// The kernel's answer.
+        source: std::io::Error,
+    },
+    /// The path is not on a bpffs.
+    #[error("{} is not on a bpffs: mount one there (mount -t bpf bpf DIR) or choose another with --bpffs-root", .0.display())]
+    NotBpffs(PathBuf),
+    /// The path is not in a cgroup v2 hierarchy.
+    #[error("{} is not in a cgroup v2 hierarchy: choose another with --cgroup-root", .0.display())]
+    NotCgroup2(PathBuf),
+    /// Nothing of the kind is mounted.
+    #[error("no {0} is mounted")]
+    NoMount(&'static str),
+    /// A pinned map is not what this build expects.
+    #[error(
+        "pinned map {}: {field} is {found}, this build expects {expected}; \
+         run `beeline cleanup` to start afresh (this interrupts Services until the agent is back)",
+        path.display()
+    )]
+    Shape {
+        /// The pin.
+        path: PathBuf,
+        /// What differs.
+        field: &'static str,
+        /// As pinned.
+        found: String,
+        /// As in this build.
+        expected: String,
+    },
+    /// The verifier refused a program.
+    #[error(
+        "kernel refused program {program}: {source}; last lines of the verifier's log:\n{tail}\n(whole log: {log})"
+    )]
+    Refused {
+        /// Its name.
+        program: String,
+        /// The kernel's answer.
+        source: std::io::Error,
+        /// The end of the log.
+        tail: String,
+        /// Where the log is.
+        log: String,
+    },
+    /// The object file lacks something: a broken build.
+    #[error("the embedded object has no {0}")]
+    Missing(String),
+    /// aya failed to load the object.
+    #[error("loading the eBPF object: {0}")]
+    Load(#[from] aya::EbpfError),
+    /// A program operation failed.
+    #[error("program {program}: {source}")]
+    Program {
+        /// Its name.
+        program: String,
+        /// The cause.
+        source: aya::programs::ProgramError,
+    },
+    /// A map operation failed.
+    #[error("map {map}: {source}")]
+    Map {
+        /// Its name.
+        map: String,
+        /// The cause.
+        source: aya::maps::MapError,
+    },
+}
+
+/// An attached program.
+#[derive(Clone, Debug, Serialize)]
+pub struct ProgramInfo {
+    /// Its name, and that of its link's pin.
+    pub name: String,
+    /// The kernel's id.
+    pub id: u32,
+    /// Instructions that the verifier walked through; 0 where the kernel does not tell (before 5.16).
+    pub verified_instructions: u32,
+    /// True if it took the place of an older one below the same link.
+    pub replaced: bool,
+}
+
+/// What was found and done when the kernel side was opened.
+#[derive(Clone, Debug, Serialize)]
+pub struct Info {
+    /// `uname -r`.
+    pub kernel_release: String,
+    /// Features that make a difference, and whether this kernel has them.
+    pub features: Vec<(&'static str, bool)>,
+    /// Attached programs.
+    pub programs: Vec<ProgramInfo>,
+    /// Where maps and links are pinned.
+    pub pin_dir: PathBuf,
+    /// The cgroup whose sockets are served.
+    pub cgroup_root: PathBuf,
+    /// What an operator should know, such as a map that kept another size than asked for.
+    pub warnings: Vec<String>,
+}
+
+/// The kernel side, set up.
+#[derive(Debug)]
+pub struct Kernel {
+    ebpf: Ebpf,
+    info: Info,
+    log_level: u8,
+}
+
+impl Kernel {
+    /// Loads the programs, takes over or makes the maps, and attaches. Until the programs are swapped, which is atomic
+    /// for each, an earlier agent's go on.
+    ///
+    /// # Errors
+    ///
+    /// If a directory is not what it should be, a pinned map has another shape, or the kernel refuses something. What
+    /// was running before goes on then.
+    pub fn open(config: &Config) -> Result<Self, KernelError> {
+        let pin_dir = pins::prepare(&config.bpffs_root)?;
+        mounts::check_cgroup2(&config.cgroup_root)?;
+        let (specs, warnings) = pins::check(&pin_dir, &object::specs(config.sizes))?;
+        let release = mounts::kernel_release()?;
+        let have_set_retval = mounts::release_at_least(&release, (5, 18));
+
+        let mut loader = EbpfLoader::new();
+        let set_retval = u32::from(have_set_retval);
+        loader.override_global("HAVE_SET_RETVAL", &set_retval, true);
+        loader.override_global(aya_log::LEVEL, &config.ebpf_log_level, false);
+        for spec in &specs {
+            if let Some(max_entries) = spec.max_entries {
+                loader.map_max_entries(spec.name, max_entries);
+            }
+            loader.map_pin_path(spec.name, pins::map_path(&pin_dir, spec.name));
+        }
+        let mut ebpf = loader.load(object::bytes())?;
+        let programs = attach::attach(&mut ebpf, &pin_dir, &config.cgroup_root)?;
+        let info = Info {
+            kernel_release: release,
+            features: vec![("refusal as ECONNREFUSED (5.18)", have_set_retval)],
+            programs,
+            pin_dir,
+            cgroup_root: config.cgroup_root.clone(),
+            warnings,
+        };
+        Ok(Self {
+            ebpf,
+            info,
+            log_level: config.ebpf_log_level,
+        })
+    }
+
+    /// What was found and done.
+    #[must_use]
+    pub const fn info(&self) -> &Info {
+        &self.info
+    }
+
+    /// The maps, for the programmer.
+    ///
+    /// # Errors
+    ///
+    /// If a pin is gone or cannot be mapped.
+    pub fn maps(&self) -> Result<RealMaps, KernelError> {
+        RealMaps::open(&self.info.pin_dir)
+    }
+
+    /// What the programs counted of each backend.
+    ///
+    /// # Errors
+    ///
+    /// If the pin is gone or cannot be mapped.
+    pub fn stats(&self) -> Result<BackendStatsReader, KernelError> {
+        BackendStatsReader::open(&self.info.pin_dir)
+    }
+
+    /// Every counter by name, summed over CPUs.
+    ///
+    /// # Errors
+    ///
+    /// If the pin is gone or cannot be read.
+    pub fn counters(&self) -> Result<Vec<(&'static str, u64)>, KernelError> {
+        counters(&self.info.pin_dir)
+    }
+
+    /// Passes what the programs log on to `tracing`, in a task of its own; does nothing when they log nothing. To be
+    /// called inside a tokio runtime.
+    pub fn forward_logs(&mut self) {
+        if self.log_level > 0 {
+            logs::forward(&mut self.ebpf);
+        }
+    }
+}
+
+fn open_map(pin_dir: &Path, name: &str) -> Result<MapData, KernelError> {
+    MapData::from_pin(pins::map_path(pin_dir, name)).map_err(|source| KernelError::Map {
+        map: name.into(),
+        source,
+    })
+}
+
+/// Reads the counters below a pin directory, also without a [`Kernel`].
+fn counters(pin_dir: &Path) -> Result<Vec<(&'static str, u64)>, KernelError> {
+    let fail = |source| KernelError::Map {
+        map: map_name::COUNTERS.into(),
+        source,
+    };
+    let map = aya::maps::Map::PerCpuArray(open_map(pin_dir, map_name::COUNTERS)?);
+    let map: PerCpuArray<MapData, u64> = map.try_into().map_err(fail)?;
+    COUNTERS
+        .iter()
+        .map(|&(counter, name)| {
+            let values = map.get(&(counter as u32), 0).map_err(fail)?;
+            Ok((
+                name,
+                values.iter().fold(0, |sum: u64, value| sum.wrapping_add(*value)),
+            ))
+        })
+        .collect()
+}

@@ -1,0 +1,81 @@
+//! The embedded object file and the shapes of its maps.
+
+use aya::maps::MapType;
+use dataplane_common::abi::{
+    Backend, BackendStats, COUNTERS, FrontendKey, FrontendValue, Service, Slot, SockFlow, SockOrigin,
+    SockOriginKey, SockState, map_name,
+};
+
+use super::Sizes;
+
+/// The object file that `build.rs` made of `dataplane-ebpf/src/bin/sock.rs`.
+pub(super) fn bytes() -> &'static [u8] {
+    aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/sock"))
+}
+
+const F_NO_PREALLOC: u32 = 1;
+const F_MMAPABLE: u32 = 1 << 10;
+
+/// Shape of a map.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct MapSpec {
+    /// Name in the object and of the pin.
+    pub name: &'static str,
+    /// Kind.
+    pub kind: MapType,
+    /// Size of a key in bytes.
+    pub key_size: u32,
+    /// Size of a value in bytes.
+    pub value_size: u32,
+    /// `BPF_F_*`.
+    pub flags: u32,
+    /// Size in entries; `None` where the kernel fixes it.
+    pub max_entries: Option<u32>,
+}
+
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "types of the ABI are at most 64 bytes"
+)]
+const fn spec<K, V>(name: &'static str, kind: MapType, flags: u32) -> MapSpec {
+    MapSpec {
+        name,
+        kind,
+        key_size: size_of::<K>() as u32,
+        value_size: size_of::<V>() as u32,
+        flags,
+        max_entries: None,
+    }
+}
+
+/// Every map that is pinned, with the sizes of the Rust types.
+pub const MAPS: [MapSpec; 9] = [
+    spec::<FrontendKey, FrontendValue>(map_name::FRONTENDS, MapType::Hash, F_NO_PREALLOC),
+    spec::<u32, Service>(map_name::SERVICES, MapType::Array, F_MMAPABLE),
+    spec::<u32, Slot>(map_name::SLOTS, MapType::Array, F_MMAPABLE),
+    spec::<u32, Backend>(map_name::BACKENDS, MapType::Array, F_MMAPABLE),
+    spec::<u32, BackendStats>(map_name::BACKEND_STATS, MapType::Array, F_MMAPABLE),
+    spec::<SockOriginKey, SockOrigin>(map_name::SOCK_ORIGIN, MapType::LruHash, 0),
+    spec::<u32, SockState>(map_name::SOCK_STATE, MapType::SkStorage, F_NO_PREALLOC),
+    spec::<u32, SockFlow>(map_name::SOCK_FLOW, MapType::SkStorage, F_NO_PREALLOC),
+    spec::<u32, u64>(map_name::COUNTERS, MapType::PerCpuArray, 0),
+];
+
+/// [`MAPS`] with these sizes.
+pub(super) fn specs(sizes: Sizes) -> Vec<MapSpec> {
+    let entries = |name: &str| match name {
+        map_name::FRONTENDS => Some(sizes.frontends),
+        map_name::SERVICES => Some(sizes.services),
+        map_name::SLOTS => Some(sizes.slots),
+        map_name::BACKENDS | map_name::BACKEND_STATS => Some(sizes.backends),
+        map_name::SOCK_ORIGIN => Some(sizes.sock_origins),
+        map_name::COUNTERS => u32::try_from(COUNTERS.len()).ok(),
+        _ => None,
+    };
+    MAPS.iter()
+        .map(|spec| MapSpec {
+            max_entries: entries(spec.name),
+            ..*spec
+        })
+        .collect()
+}

@@ -1,0 +1,183 @@
+//! A cgroup and a pin directory of a test's own, and processes in that cgroup.
+#![allow(dead_code, reason = "each test binary uses its own part")]
+
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use dataplane_common::abi::{BePort, FrontendKey, frontend_kind};
+use dataplane_model::program::Programmer;
+use dataplane_model::{
+    BackendKey, BackendState, DesiredService, Family, ObjectName, Protocol, ServiceConfig, ServiceKey,
+    SetBackend,
+};
+use dataplane_user::kernel::{Config, Kernel, RealMaps, Sizes, cleanup, mounts};
+
+static NEXT: AtomicU32 = AtomicU32::new(0);
+
+/// Where one kernel side of a test lives; removed on drop.
+pub(crate) struct Place {
+    pub(crate) config: Config,
+}
+
+impl Place {
+    pub(crate) fn new() -> Self {
+        assert!(
+            nix::unistd::geteuid().is_root(),
+            "this test needs root: it loads eBPF programs"
+        );
+        let name = format!(
+            "bl{}-{}",
+            std::process::id(),
+            NEXT.fetch_add(1, Ordering::Relaxed)
+        );
+        let bpffs_root = mounts::discover_or_mount_bpffs().unwrap().join(&name);
+        let cgroup_root = mounts::discover_cgroup2().unwrap().join(&name);
+        fs::create_dir(&cgroup_root).unwrap();
+        let sizes = Sizes {
+            services: 64,
+            backends: 64,
+            slots: 256,
+            frontends: 64,
+            sock_origins: 64,
+        };
+        Self {
+            config: Config {
+                bpffs_root,
+                cgroup_root,
+                sizes,
+                ebpf_log_level: 0,
+            },
+        }
+    }
+
+    pub(crate) fn pin_dir(&self) -> PathBuf {
+        self.config.bpffs_root.join("v1")
+    }
+
+    pub(crate) fn open(&self) -> (Kernel, Programmer<RealMaps>) {
+        let kernel = Kernel::open(&self.config).unwrap();
+        let programmer = Programmer::new(kernel.maps().unwrap()).unwrap();
+        (kernel, programmer)
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let removed = cleanup(&self.config.bpffs_root);
+        // processes of the cgroup are children that have been waited for
+        let gone = fs::remove_dir(&self.config.cgroup_root);
+        if !std::thread::panicking() {
+            removed.unwrap();
+            gone.unwrap();
+        }
+    }
+}
+
+pub(crate) fn key(name: &str, protocol: Protocol, family: Family) -> ServiceKey {
+    ServiceKey {
+        service: ObjectName::new("default", name),
+        port_name: "".into(),
+        protocol,
+        family,
+    }
+}
+
+pub(crate) fn frontend(addr: &str, port: u16, protocol: Protocol) -> FrontendKey {
+    let addr: std::net::IpAddr = addr.parse().unwrap();
+    FrontendKey {
+        addr: addr.into(),
+        port: BePort::from_host(port),
+        protocol: protocol.number(),
+        class: 0,
+    }
+}
+
+/// A service at a frontend with these backends in its cluster set.
+pub(crate) fn service(front: FrontendKey, backends: &[std::net::SocketAddr]) -> DesiredService {
+    let protocol = Protocol::from_number(front.protocol).unwrap();
+    let member = |addr: &std::net::SocketAddr| SetBackend {
+        backend: BackendKey {
+            addr: addr.ip().into(),
+            port: BePort::from_host(addr.port()),
+            protocol,
+        },
+        state: BackendState::Active,
+        local: false,
+    };
+    let mut cluster: Vec<SetBackend> = backends.iter().map(member).collect();
+    cluster.sort();
+    DesiredService {
+        frontends: [(front, frontend_kind::CLUSTER_IP)].into(),
+        cluster,
+        local: vec![],
+        config: ServiceConfig::default(),
+        has_any: true,
+    }
+}
+
+/// A Python interpreter in the cgroup that runs one line at a time and answers with what it prints. Sockets are made with
+/// the plain system calls, so what it reports is what any program sees.
+pub(crate) struct Client {
+    child: Child,
+    input: ChildStdin,
+    output: BufReader<ChildStdout>,
+}
+
+const LOOP: &str = r#"
+import socket, sys, errno
+S = {}
+def tcp(f=socket.AF_INET): return socket.socket(f, socket.SOCK_STREAM)
+def udp(f=socket.AF_INET):
+    s = socket.socket(f, socket.SOCK_DGRAM); s.settimeout(5); return s
+def name(f):
+    try: return f()
+    except OSError as e: return errno.errorcode[e.errno]
+for line in sys.stdin:
+    try: r = eval(line)
+    except OSError as e: r = errno.errorcode.get(e.errno, str(e))
+    print(r, flush=True)
+"#;
+
+impl Client {
+    pub(crate) fn new(cgroup: &Path) -> Self {
+        let procs = cgroup.join("cgroup.procs");
+        let mut command = Command::new("python3");
+        command
+            .args(["-u", "-c", LOOP])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped());
+        // SAFETY: only system calls between fork and exec; "0" means the writing process itself.
+        unsafe { command.pre_exec(move || fs::write(&procs, "0")) };
+        let mut child = command.spawn().unwrap();
+        let (input, output) = (
+            child.stdin.take().unwrap(),
+            BufReader::new(child.stdout.take().unwrap()),
+        );
+        Self { child, input, output }
+    }
+
+    pub(crate) fn ask(&mut self, expression: &str) -> String {
+        writeln!(self.input, "{expression}").unwrap();
+        let mut line = String::new();
+        assert!(
+            self.output.read_line(&mut line).unwrap() > 0,
+            "client died at {expression}"
+        );
+        line.trim().to_string()
+    }
+
+    pub(crate) fn kill(mut self) {
+        self.child.kill().unwrap();
+    }
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
