@@ -117,20 +117,19 @@ pub const AGGREGATED_V2: &str = "application/json;g=apidiscovery.k8s.io;v=v2;as=
 
 /// Aggregated form of `/api`.
 pub fn aggregated_api() -> Value {
-    aggregated(vec![aggregated_group("", "v1")])
+    aggregated(&[aggregated_group("", "v1")])
 }
 
 /// Aggregated form of `/apis`.
 pub fn aggregated_apis() -> Value {
-    aggregated(
-        groups()
-            .into_iter()
-            .map(|(g, v)| aggregated_group(g, v))
-            .collect(),
-    )
+    let items: Vec<Value> = groups()
+        .into_iter()
+        .map(|(g, v)| aggregated_group(g, v))
+        .collect();
+    aggregated(&items)
 }
 
-fn aggregated(items: Vec<Value>) -> Value {
+fn aggregated(items: &[Value]) -> Value {
     json!({
         "kind": "APIGroupDiscoveryList",
         "apiVersion": "apidiscovery.k8s.io/v2",

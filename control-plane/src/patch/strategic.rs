@@ -81,7 +81,7 @@ fn merge_field(type_name: &str, field: &str, before: Option<Value>, patch: Value
                 Some(Value::Array(list)) => list,
                 _ => Vec::new(),
             };
-            Ok(merge_list(inner, strategy(type_name, field), before, patch)?.into())
+            Ok(merge_list(inner, strategy(type_name, field), &before, patch)?.into())
         }
         plain => Ok(plain),
     }
@@ -139,7 +139,7 @@ fn set_element_orders(
         let how = strategy(type_name, field);
         let mut merged = match given {
             None => before.clone(),
-            Some(Value::Array(list)) => merge_list(field_type(type_name, field), how, before.clone(), list)?,
+            Some(Value::Array(list)) => merge_list(field_type(type_name, field), how, &before, list)?,
             Some(_) => return Err(format!("{field} must be a list")),
         };
         if let Some(Value::Array(gone)) = gone {
@@ -190,7 +190,7 @@ fn order_list(how: Option<Strategy>, items: Vec<Value>, order: &[Value], before:
 fn merge_list(
     inner: &str,
     how: Option<Strategy>,
-    before: Vec<Value>,
+    before: &[Value],
     patch: Vec<Value>,
 ) -> Result<Vec<Value>, String> {
     let Some(how) = how else {
@@ -198,15 +198,15 @@ fn merge_list(
         return patch.into_iter().map(|item| clean(inner, item)).collect();
     };
     let Strategy::ByKey(key) = how else {
-        let mut merged = before.clone();
+        let mut merged = before.to_vec();
         for item in &patch {
             if !merged.contains(item) {
                 merged.push(item.clone());
             }
         }
-        return Ok(order_list(Some(how), merged, &patch, &before));
+        return Ok(order_list(Some(how), merged, &patch, before));
     };
-    let mut merged = before.clone();
+    let mut merged = before.to_vec();
     let mut changes = Vec::new();
     let mut replace = false;
     for item in patch {
@@ -255,7 +255,7 @@ fn merge_list(
             None => merged.push(merge(inner, Map::new(), item)?.into()),
         }
     }
-    Ok(order_list(Some(how), merged, &order, &before))
+    Ok(order_list(Some(how), merged, &order, before))
 }
 
 fn missing_key(key: &str, item: &Value) -> String {

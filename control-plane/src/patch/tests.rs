@@ -58,8 +58,8 @@ fn patches_give_what_was_recorded() {
 #[case::volumes("volumes", json!({"name": "a", "secret": {}}), json!({"name": "b", "emptyDir": {}}), json!({"name": "a", "secret": {"optional": true}}))]
 #[case::host_aliases("hostAliases", json!({"ip": "1.1.1.1"}), json!({"ip": "1.1.1.2"}), json!({"ip": "1.1.1.1", "hostnames": ["x"]}))]
 fn pod_lists_merge_by_key(#[case] list: &str, #[case] a: Value, #[case] b: Value, #[case] change: Value) {
-    let old = json!({"spec": {list: [a, b.clone()]}});
-    let new = strategic("pods", &old, &json!({"spec": {list: [change.clone()]}}));
+    let old = json!({"spec": {list: [a, b]}});
+    let new = strategic("pods", &old, &json!({"spec": {list: [change]}}));
     assert_eq!(new["spec"][list], json!([change, b]));
 }
 
@@ -73,11 +73,11 @@ fn container_lists_merge_by_key(
     #[case] b: Value,
     #[case] change: Value,
 ) {
-    let old = json!({"spec": {"containers": [{"name": "c", list: [a.clone(), b.clone()]}]}});
+    let old = json!({"spec": {"containers": [{"name": "c", list: [a, b]}]}});
     let new = strategic(
         "pods",
         &old,
-        &json!({"spec": {"containers": [{"name": "c", list: [change.clone()]}]}}),
+        &json!({"spec": {"containers": [{"name": "c", list: [change]}]}}),
     );
     assert_eq!(new["spec"]["containers"][0][list], json!([change, b]));
     // Also in the template of a controller, whose types are nested deeper.
@@ -349,9 +349,11 @@ proptest! {
     #[test]
     fn a_difference_leads_to_the_second_object(a in json_object(), b in json_object()) {
         let patch = difference(&a, &b);
-        prop_assert_eq!(patched("services", MERGE_PATCH, &a, &patch).unwrap(), b.clone());
+        let merged = patched("services", MERGE_PATCH, &a, &patch).unwrap();
+        prop_assert_eq!(&merged, &b);
         // Where no schema says otherwise, a strategic merge patch does the same.
-        prop_assert_eq!(patched("services", STRATEGIC_MERGE_PATCH, &a, &patch).unwrap(), b);
+        let merged = patched("services", STRATEGIC_MERGE_PATCH, &a, &patch).unwrap();
+        prop_assert_eq!(&merged, &b);
     }
 
     #[test]

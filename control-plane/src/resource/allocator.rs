@@ -49,6 +49,7 @@ const RANDOM_TRIES: u32 = 64;
 
 impl Allocator {
     /// One range per address family, the first is the family that Services get by default; at most two are used.
+    #[expect(clippy::needless_pass_by_value, reason = "callers hand over their settings")]
     pub fn new(service_cidrs: Vec<IpNet>, node_port_range: RangeInclusive<u16>) -> Self {
         Self {
             cidrs: service_cidrs.iter().map(IpNet::trunc).collect(),

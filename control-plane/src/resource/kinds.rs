@@ -39,13 +39,12 @@ pub(super) fn create_node(node: &mut Value) {
     let taints = node["spec"]
         .as_object_mut()
         .map(|s| s.entry("taints").or_insert_with(|| json!([])));
-    if let Some(list) = taints.and_then(Value::as_array_mut) {
-        if !list
+    if let Some(list) = taints.and_then(Value::as_array_mut)
+        && !list
             .iter()
             .any(|t| t["key"] == NOT_READY && t["effect"] == "NoSchedule")
-        {
-            list.push(json!({"key": NOT_READY, "effect": "NoSchedule"}));
-        }
+    {
+        list.push(json!({"key": NOT_READY, "effect": "NoSchedule"}));
     }
     node_status_defaults(node);
 }

@@ -79,11 +79,11 @@ pub(super) fn prepare_create(r: &ResourceInfo, ctx: &Ctx<'_>, object: &mut Value
     ] {
         meta.remove(field);
     }
-    if !meta.contains_key("name") {
-        if let Some(prefix) = meta.get("generateName").and_then(Value::as_str) {
-            let generated = generate_name(prefix);
-            meta.insert("name".into(), generated.into());
-        }
+    if !meta.contains_key("name")
+        && let Some(prefix) = meta.get("generateName").and_then(Value::as_str)
+    {
+        let generated = generate_name(prefix);
+        meta.insert("name".into(), generated.into());
     }
     if let Some(namespace) = namespace {
         meta.insert("namespace".into(), namespace.into());

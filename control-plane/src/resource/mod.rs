@@ -315,10 +315,10 @@ fn keep_pod_defaults(old: &Value, new: &mut Value) {
         "tolerations",
         "nodeName",
     ] {
-        if new["spec"].get(field).is_none() {
-            if let Some(value) = old["spec"].get(field) {
-                new["spec"][field] = value.clone();
-            }
+        if new["spec"].get(field).is_none()
+            && let Some(value) = old["spec"].get(field)
+        {
+            new["spec"][field] = value.clone();
         }
     }
 }

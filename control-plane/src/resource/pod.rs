@@ -87,13 +87,13 @@ fn container_defaults(container: &mut Map<String, Value>, host_network: bool) {
     default(container, "resources", json!({}));
     default(container, "terminationMessagePath", "/dev/termination-log");
     default(container, "terminationMessagePolicy", "File");
-    if let Some(resources) = container.get_mut("resources").and_then(Value::as_object_mut) {
-        if let Some(limits) = resources.get("limits").and_then(Value::as_object).cloned() {
-            default(resources, "requests", json!({}));
-            if let Some(requests) = resources.get_mut("requests").and_then(Value::as_object_mut) {
-                for (name, limit) in limits {
-                    default(requests, &name, limit);
-                }
+    if let Some(resources) = container.get_mut("resources").and_then(Value::as_object_mut)
+        && let Some(limits) = resources.get("limits").and_then(Value::as_object).cloned()
+    {
+        default(resources, "requests", json!({}));
+        if let Some(requests) = resources.get_mut("requests").and_then(Value::as_object_mut) {
+            for (name, limit) in limits {
+                default(requests, &name, limit);
             }
         }
     }
@@ -205,14 +205,14 @@ pub(super) fn validate_spec(spec: &Value, field: &str) -> Vec<Cause> {
             &["ClusterFirstWithHostNet", "ClusterFirst", "Default", "None"][..],
         ),
     ] {
-        if let Some(value) = spec[name].as_str() {
-            if !supported.contains(&value) {
-                causes.push(Cause::not_supported(
-                    format!("{field}.{name}"),
-                    &value.into(),
-                    supported,
-                ));
-            }
+        if let Some(value) = spec[name].as_str()
+            && !supported.contains(&value)
+        {
+            causes.push(Cause::not_supported(
+                format!("{field}.{name}"),
+                &value.into(),
+                supported,
+            ));
         }
     }
     if let Some(node) = spec["nodeName"].as_str() {
@@ -340,10 +340,10 @@ pub(super) fn validate_status(pod: &Value) -> Vec<Cause> {
         }
     }
     let phases = ["Pending", "Running", "Succeeded", "Failed", "Unknown"];
-    if let Some(phase) = status["phase"].as_str() {
-        if !phases.contains(&phase) {
-            causes.push(Cause::not_supported("status.phase", &phase.into(), &phases));
-        }
+    if let Some(phase) = status["phase"].as_str()
+        && !phases.contains(&phase)
+    {
+        causes.push(Cause::not_supported("status.phase", &phase.into(), &phases));
     }
     causes
 }

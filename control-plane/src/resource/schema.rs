@@ -47,6 +47,7 @@ static DEFINITIONS: LazyLock<Map<String, Value>> = LazyLock::new(|| {
 });
 
 /// All schemas by name.
+#[cfg(test)]
 pub(crate) fn definitions() -> &'static Map<String, Value> {
     &DEFINITIONS
 }

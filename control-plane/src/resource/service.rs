@@ -668,15 +668,13 @@ impl Work<'_> {
             let mut ports = spec.ports.take().unwrap_or_default();
             let mut taken: Vec<i32> = Vec::new();
             for (i, port) in ports.iter_mut().enumerate() {
-                match port.node_port {
-                    Some(wanted) => {
-                        if !old_ports.contains(&wanted) && !taken.contains(&wanted) {
-                            self.allocate_node_port(i, wanted)?;
-                            taken.push(wanted);
-                        }
+                if let Some(wanted) = port.node_port {
+                    if !old_ports.contains(&wanted) && !taken.contains(&wanted) {
+                        self.allocate_node_port(i, wanted)?;
+                        taken.push(wanted);
                     }
-                    None if allocate => port.node_port = Some(self.any_node_port()?),
-                    None => {}
+                } else if allocate {
+                    port.node_port = Some(self.any_node_port()?);
                 }
             }
             for old in &old_ports {

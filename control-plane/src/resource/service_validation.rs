@@ -16,14 +16,12 @@ pub(super) fn validate(object: &Value, spec: &ServiceSpec) -> Vec<Cause> {
         causes.push(Cause::required("spec.ports", ""));
     }
     match spec.kind() {
-        kind @ (LOAD_BALANCER | NODE_PORT) => {
-            if spec.is_headless() {
-                causes.push(Cause::invalid(
-                    "spec.clusterIPs[0]",
-                    &NONE.into(),
-                    &format!("may not be set to 'None' for {kind} services"),
-                ));
-            }
+        kind @ (LOAD_BALANCER | NODE_PORT) if spec.is_headless() => {
+            causes.push(Cause::invalid(
+                "spec.clusterIPs[0]",
+                &NONE.into(),
+                &format!("may not be set to 'None' for {kind} services"),
+            ));
         }
         EXTERNAL_NAME => external_name(spec, &mut causes),
         _ => {}
@@ -291,18 +289,18 @@ fn traffic(spec: &ServiceSpec, causes: &mut Vec<Cause>) {
             &policies,
         )),
         None if spec.externally_accessible() => {
-            causes.push(Cause::required("spec.externalTrafficPolicy", ""))
+            causes.push(Cause::required("spec.externalTrafficPolicy", ""));
         }
         _ => {}
     }
-    if let Some(port) = spec.health_check_node_port {
-        if !spec.needs_health_check() {
-            causes.push(Cause::invalid(
-                "spec.healthCheckNodePort",
-                &port.into(),
-                "may only be set when `type` is 'LoadBalancer' and `externalTrafficPolicy` is 'Local'",
-            ));
-        }
+    if let Some(port) = spec.health_check_node_port
+        && !spec.needs_health_check()
+    {
+        causes.push(Cause::invalid(
+            "spec.healthCheckNodePort",
+            &port.into(),
+            "may only be set when `type` is 'LoadBalancer' and `externalTrafficPolicy` is 'Local'",
+        ));
     }
     match spec.internal_traffic_policy.as_deref() {
         None if spec.needs_cluster_ip() => causes.push(Cause::required("spec.internalTrafficPolicy", "")),
@@ -314,14 +312,14 @@ fn traffic(spec: &ServiceSpec, causes: &mut Vec<Cause>) {
         _ => {}
     }
     let distributions = ["PreferClose", "PreferSameNode", "PreferSameZone"];
-    if let Some(distribution) = spec.traffic_distribution.as_deref() {
-        if !distributions.contains(&distribution) {
-            causes.push(Cause::not_supported(
-                "spec.trafficDistribution",
-                &distribution.into(),
-                &distributions,
-            ));
-        }
+    if let Some(distribution) = spec.traffic_distribution.as_deref()
+        && !distributions.contains(&distribution)
+    {
+        causes.push(Cause::not_supported(
+            "spec.trafficDistribution",
+            &distribution.into(),
+            &distributions,
+        ));
     }
 }
 
@@ -362,14 +360,14 @@ pub(super) fn cluster_ips(spec: &ServiceSpec) -> Vec<Cause> {
         }
     }
     let policies = [SINGLE_STACK, "PreferDualStack", "RequireDualStack"];
-    if let Some(policy) = spec.ip_family_policy.as_deref() {
-        if !policies.contains(&policy) {
-            causes.push(Cause::not_supported(
-                "spec.ipFamilyPolicy",
-                &policy.into(),
-                &policies,
-            ));
-        }
+    if let Some(policy) = spec.ip_family_policy.as_deref()
+        && !policies.contains(&policy)
+    {
+        causes.push(Cause::not_supported(
+            "spec.ipFamilyPolicy",
+            &policy.into(),
+            &policies,
+        ));
     }
     let mut unreadable = false;
     for (i, ip) in ips.iter().enumerate() {

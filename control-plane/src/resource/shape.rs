@@ -133,10 +133,9 @@ impl Walker {
                 if let Some(n) = value
                     .as_f64()
                     .filter(|n| value.is_f64() && n.fract() == 0.0 && n.abs() < 9e15)
+                    && let Ok(whole) = format!("{n:.0}").parse::<i64>()
                 {
-                    if let Ok(whole) = format!("{n:.0}").parse::<i64>() {
-                        *value = whole.into();
-                    }
+                    *value = whole.into();
                 }
                 match value.as_i64() {
                     Some(n) if wide || i32::try_from(n).is_ok() => Ok(()),

@@ -77,7 +77,8 @@ impl Server {
         self.transaction(|ctx| prepare_update(resource(kind), ctx, old, &mut new, sub).map(|()| new))
     }
 
-    fn service(&mut self, spec: Value) -> Result<Value, ApiError> {
+    fn service(&mut self, spec: impl Into<Value>) -> Result<Value, ApiError> {
+        let spec = spec.into();
         self.create("Service", &json!({"metadata": {"name": "s"}, "spec": spec}))
     }
 }
@@ -233,11 +234,21 @@ fn binding_answers_as_recorded() {
 
 /// The causes of an error as `field: message`.
 fn causes(error: &ApiError) -> Vec<String> {
-    let list = error.details.as_ref().map(|d| d["causes"].clone()).unwrap_or_default();
+    let list = error
+        .details
+        .as_ref()
+        .map(|d| d["causes"].clone())
+        .unwrap_or_default();
     list.as_array()
         .into_iter()
         .flatten()
-        .map(|c| format!("{}: {}", c["field"].as_str().unwrap(), c["message"].as_str().unwrap()))
+        .map(|c| {
+            format!(
+                "{}: {}",
+                c["field"].as_str().unwrap(),
+                c["message"].as_str().unwrap()
+            )
+        })
         .collect()
 }
 
@@ -277,7 +288,9 @@ fn causes(error: &ApiError) -> Vec<String> {
 #[case::selector(json!({"selector": {"a b": "é"}, "ports": [{"port": 1}]}), &["spec.selector: Invalid value: \"a b\": name part must", "spec.selector: Invalid value: \"é\": a valid label must"])]
 fn invalid_services(#[case] spec: Value, #[case] expected: &[&str]) {
     let mut server = Server::new();
-    server.service(json!({"clusterIP": "10.96.0.10", "ports": [{"port": 1}]})).unwrap();
+    server
+        .service(json!({"clusterIP": "10.96.0.10", "ports": [{"port": 1}]}))
+        .unwrap();
     let taken = format!("{:?}", server.alloc);
     let error = server.service(spec).unwrap_err();
     assert_eq!(error.code, 422);
@@ -286,7 +299,11 @@ fn invalid_services(#[case] spec: Value, #[case] expected: &[&str]) {
     for (found, expected) in found.iter().zip(expected) {
         assert!(found.starts_with(expected), "{found}\n{expected}");
     }
-    assert_eq!(format!("{:?}", server.alloc), taken, "what was taken is given back");
+    assert_eq!(
+        format!("{:?}", server.alloc),
+        taken,
+        "what was taken is given back"
+    );
 }
 
 const V4: &[&str] = &["10.96.0.0/16"];
@@ -330,10 +347,18 @@ fn families_of_a_new_service(#[case] cidrs: &[&str], #[case] spec: Value, #[case
     let mut spec = spec;
     spec["ports"] = json!([{"port": 80}]);
     match server.service(spec) {
-        Err(error) => assert!(causes(&error).first().is_some_and(|c| c.starts_with(expected)), "{error}"),
+        Err(error) => assert!(
+            causes(&error).first().is_some_and(|c| c.starts_with(expected)),
+            "{error}"
+        ),
         Ok(service) => {
             let spec = &service["spec"];
-            let families: Vec<&str> = spec["ipFamilies"].as_array().unwrap().iter().map(|f| f.as_str().unwrap()).collect();
+            let families: Vec<&str> = spec["ipFamilies"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .map(|f| f.as_str().unwrap())
+                .collect();
             let policy = spec["ipFamilyPolicy"].as_str().unwrap();
             assert_eq!(format!("{policy} {}", families.join(",")), expected);
             let ips = spec["clusterIPs"].as_array().unwrap();
@@ -351,7 +376,9 @@ fn families_of_a_new_service(#[case] cidrs: &[&str], #[case] spec: Value, #[case
 #[test]
 fn a_service_changes_its_type_and_families() {
     let mut server = Server::with_cidrs(DUAL);
-    let single = server.service(json!({"type": "NodePort", "ports": [{"port": 80}], "selector": {"a": "b"}})).unwrap();
+    let single = server
+        .service(json!({"type": "NodePort", "ports": [{"port": 80}], "selector": {"a": "b"}}))
+        .unwrap();
     let node_port = single["spec"]["ports"][0]["nodePort"].as_u64().unwrap();
     let change = |server: &mut Server, old: &Value, f: &dyn Fn(&mut Value)| {
         let mut new = old.clone();
@@ -359,17 +386,31 @@ fn a_service_changes_its_type_and_families() {
         server.update("Service", old, &new, None)
     };
     // A second family comes and goes; its address is given back.
-    let dual = change(&mut server, &single, &|s| s["spec"]["ipFamilyPolicy"] = "PreferDualStack".into()).unwrap();
+    let dual = change(&mut server, &single, &|s| {
+        s["spec"]["ipFamilyPolicy"] = "PreferDualStack".into()
+    })
+    .unwrap();
     assert_eq!(dual["spec"]["ipFamilies"], json!(["IPv4", "IPv6"]));
     let second = dual["spec"]["clusterIPs"][1].clone();
-    let wrong = change(&mut server, &dual, &|s| s["spec"]["clusterIPs"] = json!([s["spec"]["clusterIP"]])).unwrap_err();
+    let wrong = change(&mut server, &dual, &|s| {
+        s["spec"]["clusterIPs"] = json!([s["spec"]["clusterIP"]])
+    })
+    .unwrap_err();
     assert_eq!(
         causes(&wrong),
-        [r#"spec.ipFamilyPolicy: Invalid value: "PreferDualStack": must be 'SingleStack' to release the secondary cluster IP"#]
+        [
+            r#"spec.ipFamilyPolicy: Invalid value: "PreferDualStack": must be 'SingleStack' to release the secondary cluster IP"#
+        ]
     );
-    let again = change(&mut server, &dual, &|s| s["spec"]["ipFamilyPolicy"] = "SingleStack".into()).unwrap();
+    let again = change(&mut server, &dual, &|s| {
+        s["spec"]["ipFamilyPolicy"] = "SingleStack".into()
+    })
+    .unwrap();
     assert_eq!(again["spec"]["clusterIPs"], single["spec"]["clusterIPs"]);
-    server.alloc.take_address(second.as_str().unwrap().parse().unwrap()).unwrap();
+    server
+        .alloc
+        .take_address(second.as_str().unwrap().parse().unwrap())
+        .unwrap();
     // Leaving out what the server chose keeps it.
     let bare = change(&mut server, &single, &|s| {
         s["spec"] = json!({"type": "NodePort", "ports": [{"port": 80}], "selector": {"a": "c"}});
@@ -379,7 +420,10 @@ fn a_service_changes_its_type_and_families() {
     assert_eq!(bare["spec"]["ports"], single["spec"]["ports"]);
     // As ClusterIP it has no node port.
     let plain = change(&mut server, &single, &|s| s["spec"]["type"] = "ClusterIP".into()).unwrap();
-    assert_eq!(plain["spec"]["ports"], json!([{"port": 80, "protocol": "TCP", "targetPort": 80}]));
+    assert_eq!(
+        plain["spec"]["ports"],
+        json!([{"port": 80, "protocol": "TCP", "targetPort": 80}])
+    );
     assert_eq!(plain["spec"].get("externalTrafficPolicy"), None);
     server.alloc.take_port(u16::try_from(node_port).unwrap()).unwrap();
     // As ExternalName it has no address either, and gets a new one on the way back.
@@ -391,21 +435,38 @@ fn a_service_changes_its_type_and_families() {
     for field in ["clusterIP", "clusterIPs", "ipFamilies", "ipFamilyPolicy"] {
         assert_eq!(name["spec"].get(field), None, "{field}");
     }
-    server.alloc.take_address(single["spec"]["clusterIP"].as_str().unwrap().parse().unwrap()).unwrap();
+    server
+        .alloc
+        .take_address(single["spec"]["clusterIP"].as_str().unwrap().parse().unwrap())
+        .unwrap();
     let back = change(&mut server, &name, &|s| s["spec"]["type"] = "ClusterIP".into()).unwrap();
     assert!(back["spec"]["clusterIP"].is_string());
     assert_ne!(back["spec"]["clusterIP"], single["spec"]["clusterIP"]);
     // Deleting gives everything back.
-    server.transaction(|ctx| Ok(after_delete(resource("Service"), ctx, &back))).unwrap();
-    server.alloc.take_address(back["spec"]["clusterIP"].as_str().unwrap().parse().unwrap()).unwrap();
+    server
+        .transaction(|ctx| {
+            after_delete(resource("Service"), ctx, &back);
+            Ok(())
+        })
+        .unwrap();
+    server
+        .alloc
+        .take_address(back["spec"]["clusterIP"].as_str().unwrap().parse().unwrap())
+        .unwrap();
 }
 
 #[test]
 fn node_ports_are_shared_by_protocols_and_change_on_request() {
     let mut server = Server::new();
-    let both = json!([{"name": "t", "port": 53, "protocol": "TCP"}, {"name": "u", "port": 53, "protocol": "UDP"}]);
-    let dns = server.service(json!({"type": "NodePort", "ports": both})).unwrap();
-    assert_eq!(dns["spec"]["ports"][0]["nodePort"], dns["spec"]["ports"][1]["nodePort"]);
+    let both =
+        json!([{"name": "t", "port": 53, "protocol": "TCP"}, {"name": "u", "port": 53, "protocol": "UDP"}]);
+    let dns = server
+        .service(json!({"type": "NodePort", "ports": both}))
+        .unwrap();
+    assert_eq!(
+        dns["spec"]["ports"][0]["nodePort"],
+        dns["spec"]["ports"][1]["nodePort"]
+    );
     let mut new = dns.clone();
     new["spec"]["ports"] = json!([{"name": "t", "port": 53, "nodePort": 31999}]);
     let changed = server.update("Service", &dns, &new, None).unwrap();
@@ -413,7 +474,10 @@ fn node_ports_are_shared_by_protocols_and_change_on_request() {
     let free = u16::try_from(dns["spec"]["ports"][0]["nodePort"].as_u64().unwrap()).unwrap();
     server.alloc.take_port(free).unwrap();
     let lb = json!({"type": "LoadBalancer", "allocateLoadBalancerNodePorts": false, "ports": [{"port": 1}]});
-    assert_eq!(server.service(lb).unwrap()["spec"]["ports"][0].get("nodePort"), None);
+    assert_eq!(
+        server.service(lb).unwrap()["spec"]["ports"][0].get("nodePort"),
+        None
+    );
 }
 
 #[test]
@@ -424,7 +488,12 @@ fn ranges_run_full() {
     }
     let error = server.service(json!({"ports": [{"port": 1}]})).unwrap_err();
     assert_eq!(error.code, 500);
-    assert!(error.message.contains("failed to allocate a serviceIP: range is full"), "{error}");
+    assert!(
+        error
+            .message
+            .contains("failed to allocate a serviceIP: range is full"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -432,32 +501,95 @@ fn metadata_is_checked() {
     let mut server = Server::new();
     let meta = |meta: Value| json!({"metadata": meta, "spec": {"ports": [{"port": 1}]}});
     for (object, code, text) in [
-        (meta(json!({})), 422, "metadata.name: Required value: name or generateName is required"),
-        (meta(json!({"name": "Bad_Name"})), 422, "metadata.name: Invalid value: \"Bad_Name\": a DNS-1035 label must"),
-        (meta(json!({"name": "a", "labels": {"": "x"}})), 422, "metadata.labels: Invalid value: \"\": name part must be non-empty"),
-        (meta(json!({"name": "a", "labels": {"a": "\u{1f980}"}})), 422, "metadata.labels: Invalid value: \"\u{1f980}\": a valid label must"),
-        (meta(json!({"name": "a", "annotations": {"a": "x".repeat(300_000)}})), 422, "metadata.annotations: Too long: may not be more than 262144 bytes"),
-        (meta(json!({"name": "a", "ownerReferences": [{"kind": "", "name": "x", "uid": "y", "apiVersion": "v1"}]})), 422, "metadata.ownerReferences[0].kind"),
-        (meta(json!({"name": "a", "resourceVersion": "1"})), 400, "resourceVersion should not be set on objects to be created"),
-        (meta(json!({"name": "a", "namespace": "other"})), 400, "the namespace of the provided object does not match"),
-        (json!({"kind": "Pod", "metadata": {"name": "a"}}), 400, "Pod in version \"v1\" cannot be handled as a Service"),
-        (json!({"apiVersion": "v2", "metadata": {"name": "a"}}), 400, "the API version in the data (v2) does not match"),
-        (json!({"metadata": 3}), 400, "Service in version \"v1\" cannot be handled as a Service: json: cannot unmarshal number"),
-        (json!([]), 400, "Service in version \"v1\" cannot be handled as a Service: json: cannot unmarshal array into Go value"),
-        (json!(null), 400, "Service in version \"v1\" cannot be handled as a Service: json: cannot unmarshal null"),
-        (json!({"metadata": {"name": "a", "creationTimestamp": "yesterday"}}), 400, "parsing time \"yesterday\""),
+        (
+            meta(json!({})),
+            422,
+            "metadata.name: Required value: name or generateName is required",
+        ),
+        (
+            meta(json!({"name": "Bad_Name"})),
+            422,
+            "metadata.name: Invalid value: \"Bad_Name\": a DNS-1035 label must",
+        ),
+        (
+            meta(json!({"name": "a", "labels": {"": "x"}})),
+            422,
+            "metadata.labels: Invalid value: \"\": name part must be non-empty",
+        ),
+        (
+            meta(json!({"name": "a", "labels": {"a": "\u{1f980}"}})),
+            422,
+            "metadata.labels: Invalid value: \"\u{1f980}\": a valid label must",
+        ),
+        (
+            meta(json!({"name": "a", "annotations": {"a": "x".repeat(300_000)}})),
+            422,
+            "metadata.annotations: Too long: may not be more than 262144 bytes",
+        ),
+        (
+            meta(
+                json!({"name": "a", "ownerReferences": [{"kind": "", "name": "x", "uid": "y", "apiVersion": "v1"}]}),
+            ),
+            422,
+            "metadata.ownerReferences[0].kind",
+        ),
+        (
+            meta(json!({"name": "a", "resourceVersion": "1"})),
+            400,
+            "resourceVersion should not be set on objects to be created",
+        ),
+        (
+            meta(json!({"name": "a", "namespace": "other"})),
+            400,
+            "the namespace of the provided object does not match",
+        ),
+        (
+            json!({"kind": "Pod", "metadata": {"name": "a"}}),
+            400,
+            "Pod in version \"v1\" cannot be handled as a Service",
+        ),
+        (
+            json!({"apiVersion": "v2", "metadata": {"name": "a"}}),
+            400,
+            "the API version in the data (v2) does not match",
+        ),
+        (
+            json!({"metadata": 3}),
+            400,
+            "Service in version \"v1\" cannot be handled as a Service: json: cannot unmarshal number",
+        ),
+        (
+            json!([]),
+            400,
+            "Service in version \"v1\" cannot be handled as a Service: json: cannot unmarshal array into Go value",
+        ),
+        (
+            json!(null),
+            400,
+            "Service in version \"v1\" cannot be handled as a Service: json: cannot unmarshal null",
+        ),
+        (
+            json!({"metadata": {"name": "a", "creationTimestamp": "yesterday"}}),
+            400,
+            "parsing time \"yesterday\"",
+        ),
     ] {
         let error = server.create("Service", &object).unwrap_err();
         assert_eq!(error.code, code, "{error}");
         assert!(error.message.contains(text), "{error}\n{text}");
     }
-    let generated = server.create("Service", &meta(json!({"generateName": "web-"}))).unwrap();
+    let generated = server
+        .create("Service", &meta(json!({"generateName": "web-"})))
+        .unwrap();
     let name = generated["metadata"]["name"].as_str().unwrap();
     assert!(name.starts_with("web-") && name.len() == 9, "{name}");
     server.namespace["status"]["phase"] = "Terminating".into();
     let error = server.create("Service", &meta(json!({"name": "a"}))).unwrap_err();
     assert_eq!((error.code, error.reason), (403, "Forbidden"));
-    assert_eq!(error.details.unwrap()["causes"][0]["reason"], "NamespaceTerminating");
+    assert_eq!(
+        error.details.unwrap()["causes"][0]["reason"],
+        "NamespaceTerminating"
+    );
 }
 
 #[test]
@@ -476,14 +608,20 @@ fn generation_counts_changes_of_the_specification() {
     let mut moved = image.clone();
     moved["spec"]["nodeName"] = "n".into();
     let error = server.update("Pod", &image, &moved, None).unwrap_err();
-    assert!(causes(&error)[0].starts_with("spec: Forbidden: pod updates may not change fields other than"), "{error}");
+    assert!(
+        causes(&error)[0].starts_with("spec: Forbidden: pod updates may not change fields other than"),
+        "{error}"
+    );
     let mut status = image.clone();
     status["status"]["phase"] = "Running".into();
     status["spec"]["nodeName"] = "n".into();
     let status = server.update("Pod", &image, &status, Some("status")).unwrap();
     assert_eq!(status["status"]["phase"], "Running");
     assert_eq!(status["status"]["qosClass"], "BestEffort");
-    assert_eq!(status["spec"], image["spec"], "a status update changes nothing else");
+    assert_eq!(
+        status["spec"], image["spec"],
+        "a status update changes nothing else"
+    );
 }
 
 #[rstest]
@@ -502,44 +640,94 @@ fn invalid_slices(#[case] slice: Value, #[case] expected: &str) {
     let mut slice = slice;
     slice["metadata"] = json!({"name": "s"});
     let error = Server::new().create("EndpointSlice", &slice).unwrap_err();
-    assert!(causes(&error).first().is_some_and(|c| c.starts_with(expected)), "{error}");
-    assert!(error.message.starts_with("EndpointSlice.discovery.k8s.io \"s\" is invalid: "));
+    assert!(
+        causes(&error).first().is_some_and(|c| c.starts_with(expected)),
+        "{error}"
+    );
+    assert!(
+        error
+            .message
+            .starts_with("EndpointSlice.discovery.k8s.io \"s\" is invalid: ")
+    );
 }
 
 #[test]
 fn other_kinds_are_checked_too() {
     let mut server = Server::new();
     let slice = server
-        .create("EndpointSlice", &json!({"metadata": {"name": "s"}, "addressType": "IPv4"}))
+        .create(
+            "EndpointSlice",
+            &json!({"metadata": {"name": "s"}, "addressType": "IPv4"}),
+        )
         .unwrap();
     assert!(slice["endpoints"].is_null() && slice.get("ports").is_some());
     let mut other = slice.clone();
     other["addressType"] = "IPv6".into();
     let error = server.update("EndpointSlice", &slice, &other, None).unwrap_err();
-    assert_eq!(causes(&error), [r#"addressType: Invalid value: "IPv6": field is immutable"#]);
+    assert_eq!(
+        causes(&error),
+        [r#"addressType: Invalid value: "IPv6": field is immutable"#]
+    );
     for (kind, object, text) in [
-        ("Node", json!({"spec": {"podCIDRs": ["x"]}}), "spec.podCIDRs[0]: Invalid value: \"x\""),
-        ("Node", json!({"spec": {"podCIDRs": ["10.0.0.0/8", "11.0.0.0/8"]}}), "spec.podCIDRs: Invalid value"),
-        ("Node", json!({"spec": {"taints": [{"key": "a"}]}}), "metadata.taints[0].effect: Required value"),
+        (
+            "Node",
+            json!({"spec": {"podCIDRs": ["x"]}}),
+            "spec.podCIDRs[0]: Invalid value: \"x\"",
+        ),
+        (
+            "Node",
+            json!({"spec": {"podCIDRs": ["10.0.0.0/8", "11.0.0.0/8"]}}),
+            "spec.podCIDRs: Invalid value",
+        ),
+        (
+            "Node",
+            json!({"spec": {"taints": [{"key": "a"}]}}),
+            "metadata.taints[0].effect: Required value",
+        ),
         ("Pod", json!({"spec": {}}), "spec.containers: Required value"),
-        ("Pod", json!({"spec": {"containers": [{"name": "a"}, {"name": "a", "image": "b"}]}}), "spec.containers[0].image: Required value"),
-        ("Event", json!({"involvedObject": {"namespace": "x"}}), "involvedObject.namespace: Invalid value: \"x\""),
-        ("ReplicationController", json!({"spec": {"selector": {"a": "b"}, "template": {"spec": {"containers": [{"name": "c", "image": "i"}]}}}}), "spec.template.metadata.labels: Invalid value"),
-        ("Namespace", json!({"metadata": {"name": "a.b"}}), "metadata.name: Invalid value: \"a.b\": must not contain dots"),
+        (
+            "Pod",
+            json!({"spec": {"containers": [{"name": "a"}, {"name": "a", "image": "b"}]}}),
+            "spec.containers[0].image: Required value",
+        ),
+        (
+            "Event",
+            json!({"involvedObject": {"namespace": "x"}}),
+            "involvedObject.namespace: Invalid value: \"x\"",
+        ),
+        (
+            "ReplicationController",
+            json!({"spec": {"selector": {"a": "b"}, "template": {"spec": {"containers": [{"name": "c", "image": "i"}]}}}}),
+            "spec.template.metadata.labels: Invalid value",
+        ),
+        (
+            "Namespace",
+            json!({"metadata": {"name": "a.b"}}),
+            "metadata.name: Invalid value: \"a.b\": must not contain dots",
+        ),
     ] {
         let mut object = object;
         if object.get("metadata").is_none() {
             object["metadata"] = json!({"name": "x"});
         }
         let error = server.create(kind, &object).unwrap_err();
-        assert!(causes(&error).first().is_some_and(|c| c.starts_with(text)), "{error}\n{text}");
+        assert!(
+            causes(&error).first().is_some_and(|c| c.starts_with(text)),
+            "{error}\n{text}"
+        );
     }
     let secret = json!({"metadata": {"name": "s"}, "stringData": {"k": "v"}, "immutable": true});
     let secret = server.create("Secret", &secret).unwrap();
-    assert_eq!((&secret["data"]["k"], secret.get("stringData")), (&json!("dg=="), None));
+    assert_eq!(
+        (&secret["data"]["k"], secret.get("stringData")),
+        (&json!("dg=="), None)
+    );
     let mut changed = secret.clone();
     changed["data"]["k"] = "eA==".into();
-    assert_eq!(server.update("Secret", &secret, &changed, None).unwrap_err().code, 422);
+    assert_eq!(
+        server.update("Secret", &secret, &changed, None).unwrap_err().code,
+        422
+    );
 }
 
 fn any_json() -> impl Strategy<Value = Value> {
@@ -551,9 +739,32 @@ fn any_json() -> impl Strategy<Value = Value> {
         ".{0,4}".prop_map(Value::from),
     ];
     let keys = prop::sample::select(vec![
-        "metadata", "spec", "status", "name", "labels", "ports", "port", "clusterIP", "clusterIPs", "type", "endpoints",
-        "addresses", "containers", "ipFamilies", "nodePort", "template", "conditions", "podIPs", "kind", "loadBalancer",
-        "ingress", "ip", "annotations", "finalizers", "taints", "volumes",
+        "metadata",
+        "spec",
+        "status",
+        "name",
+        "labels",
+        "ports",
+        "port",
+        "clusterIP",
+        "clusterIPs",
+        "type",
+        "endpoints",
+        "addresses",
+        "containers",
+        "ipFamilies",
+        "nodePort",
+        "template",
+        "conditions",
+        "podIPs",
+        "kind",
+        "loadBalancer",
+        "ingress",
+        "ip",
+        "annotations",
+        "finalizers",
+        "taints",
+        "volumes",
     ]);
     leaf.prop_recursive(6, 48, 4, move |inner| {
         prop_oneof![

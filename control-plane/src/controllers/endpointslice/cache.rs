@@ -107,7 +107,8 @@ impl<K: kube::Resource<DynamicType = ()> + Clone> Kind<K> {
     }
 }
 
-/// A watch event of any kind.
+/// A watch event of any kind. It lives for the moment between the watch and the cache.
+#[expect(clippy::large_enum_variant, reason = "one exists at a time")]
 pub(super) enum Change {
     Service(Event<Service>),
     Pod(Event<Pod>),
@@ -154,10 +155,10 @@ impl Cache {
         match change {
             Change::Service(event) => {
                 for (before, after) in self.services.observe(event) {
-                    if !same(before.as_ref(), after.as_ref()) {
-                        if let Some(service) = after.or(before) {
-                            dirty.insert((service.namespace().unwrap_or_default(), service.name_any()));
-                        }
+                    if !same(before.as_ref(), after.as_ref())
+                        && let Some(service) = after.or(before)
+                    {
+                        dirty.insert((service.namespace().unwrap_or_default(), service.name_any()));
                     }
                 }
             }
