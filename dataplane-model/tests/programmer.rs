@@ -421,3 +421,45 @@ fn what_was_freed_rests_before_it_is_used_again() {
     );
     assert_eq!(programmer.retry(7000).applied, 1);
 }
+
+#[test]
+fn pruning_spares_what_a_pending_service_wants() {
+    let small = Capacity {
+        slots: 12,
+        ..CAPACITY
+    };
+    let service = |frontends: &[u8], members: u8| DesiredService {
+        frontends: frontends
+            .iter()
+            .map(|f| (frontend(*f), frontend_kind::CLUSTER_IP))
+            .collect(),
+        cluster: set(&(1..=members).collect()),
+        ..DesiredService::default()
+    };
+    let mut programmer = Programmer::new(FakeMaps::new(small)).unwrap();
+    programmer.reconcile([(key(1), Some(service(&[1, 2, 3], 3)))], 0);
+    // after a restart its frontends belong to two services, of which one does not fit, and to nobody
+    let mut restarted = Programmer::new(programmer.maps().clone()).unwrap();
+    let wish = [
+        (key(4), Some(service(&[1], 20))),
+        (key(5), Some(service(&[2], 2))),
+    ];
+    assert_eq!(restarted.reconcile(wish, 0).failed.len(), 1);
+    restarted.prune(0);
+    let found = meaning(restarted.maps());
+    assert_eq!(
+        found[&frontend(1)].0,
+        (1..=3).map(backend).collect(),
+        "still served"
+    );
+    assert_eq!(found[&frontend(2)].0, (1..=2).map(backend).collect());
+    assert!(!found.contains_key(&frontend(3)), "wanted by nobody");
+    // when it fits, nothing of the old service is left
+    restarted.reconcile([(key(4), Some(service(&[1], 4)))], 5000);
+    restarted.prune(5000);
+    assert!(!restarted.has_unclaimed());
+    assert_eq!(
+        meaning(restarted.maps())[&frontend(1)].0,
+        (1..=4).map(backend).collect()
+    );
+}

@@ -8,7 +8,8 @@ mod alloc;
 mod maps;
 mod restore;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
 
 use dataplane_common::abi::{Backend, FrontendKey, FrontendValue, Service, SetWord, Slot, map_name};
 
@@ -37,6 +38,14 @@ pub enum ProgramError {
         /// Size of the map.
         max: u32,
     },
+    /// A backend that the service needs could not be programmed.
+    #[error("backend {backend}: {source}")]
+    Backend {
+        /// Which.
+        backend: BackendKey,
+        /// Why; several services may need it.
+        source: Arc<ProgramError>,
+    },
     /// A write failed.
     #[error(transparent)]
     Map(#[from] MapError),
@@ -45,9 +54,10 @@ pub enum ProgramError {
 impl ProgramError {
     /// Name of the map.
     #[must_use]
-    pub const fn map(&self) -> &'static str {
+    pub fn map(&self) -> &'static str {
         match self {
             Self::Full { map, .. } => map,
+            Self::Backend { source, .. } => source.map(),
             Self::Map(error) => error.map(),
         }
     }
@@ -101,6 +111,8 @@ struct BackendRow {
     state: BackendState,
     /// How many set members refer to it.
     refs: u32,
+    /// How many of them say that it is active. It is active as long as any does, in whatever order they came.
+    active: u32,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -139,6 +151,8 @@ pub struct Programmer<M> {
     backend_ids: Ids,
     arena: Arena,
     resting: Quarantine<Resting>,
+    /// Backends whose state or row could not be brought up to date.
+    unsettled: BTreeSet<BackendKey>,
     /// What could not be done yet, newest wish only.
     pending: BTreeMap<ServiceKey, Option<DesiredService>>,
     writes: u64,
@@ -179,14 +193,26 @@ impl<M: Maps> Programmer<M> {
         let ops = diff_services(pairs);
 
         let mut failed: BTreeMap<ServiceKey, ProgramError> = BTreeMap::new();
-        let mut lost: HashMap<BackendKey, ProgramError> = HashMap::new();
+        let mut lost: HashMap<BackendKey, Arc<ProgramError>> = HashMap::new();
         let mut touched: BTreeSet<BackendKey> = BTreeSet::new();
         let before = self.writes;
         for op in &ops {
             self.carry_out(op, now_ms, &mut failed, &mut lost, &mut touched);
         }
+        touched.extend(std::mem::take(&mut self.unsettled));
         for backend in touched {
-            self.drop_backend(backend, now_ms);
+            if let Err(error) = self.settle_backend(backend, now_ms) {
+                // one service stays pending for it, so that it is tried again
+                let uses = |s: &Option<DesiredService>| {
+                    let mut members = s.iter().flat_map(|s| s.cluster.iter().chain(&s.local));
+                    members.any(|m| m.backend == backend)
+                };
+                let mut users = wished.iter().zip(&held);
+                let user = users.find(|((_, new), old)| uses(new) || uses(old));
+                if let Some(key) = user.map(|((key, _), _)| key).or_else(|| wished.keys().next()) {
+                    failed.entry(key.clone()).or_insert_with(|| error.into());
+                }
+            }
         }
 
         let mut outcome = Outcome {
@@ -233,10 +259,13 @@ impl<M: Maps> Programmer<M> {
         }
     }
 
-    /// Removes every restored service and frontend that nobody has claimed. To be called once, after complete lists.
+    /// Removes every restored service and frontend that nobody has claimed. To be called after complete lists. What a
+    /// service that is still pending wants stays as it was: it serves until that service can be programmed.
     pub fn prune(&mut self, now_ms: u64) -> Outcome {
         let mut outcome = Outcome::default();
         let before = self.writes;
+        let wished = self.pending.values().flatten();
+        let spared: HashSet<FrontendKey> = wished.flat_map(|s| s.frontends.keys().copied()).collect();
         for frontend in self.orphans().collect::<Vec<_>>() {
             if self.write(&Write::DeleteFrontend { key: frontend }).is_ok() {
                 self.by_frontend.remove(&frontend);
@@ -252,17 +281,23 @@ impl<M: Maps> Programmer<M> {
             let Some(service) = self.services.get(&id) else {
                 continue;
             };
-            let frontends: Vec<FrontendKey> = service.frontends.keys().copied().collect();
+            let frontends: Vec<FrontendKey> = service
+                .frontends
+                .keys()
+                .filter(|f| !spared.contains(f))
+                .copied()
+                .collect();
             let backends: Vec<BackendKey> = members(service).map(|(_, m)| m.backend).collect();
             for frontend in frontends {
                 // a failure leaves the frontend for the next call: it still leads to a complete service
                 let _: Result<(), MapError> = self.delete_frontend(id, frontend);
             }
-            if self.remove_service(id, now_ms).is_ok() {
+            if self.remove_service(id, now_ms).is_ok() && !self.services.contains_key(&id) {
                 outcome.applied += 1;
             }
             for backend in backends {
-                self.drop_backend(backend, now_ms);
+                // a failure is remembered and tried again by the next call of reconcile
+                let _: Result<(), MapError> = self.settle_backend(backend, now_ms);
             }
         }
         outcome.writes = self.writes - before;
@@ -362,15 +397,7 @@ impl<M: Maps> Programmer<M> {
     /// What the kernel holds of a service, in the terms of the wish.
     fn held(&self, key: &ServiceKey) -> Option<DesiredService> {
         let service = self.services.get(self.by_key.get(key)?)?;
-        let set = |set: &AppliedSet| {
-            set.members
-                .iter()
-                .map(|&(_, member)| SetBackend {
-                    state: self.state_of(&member),
-                    ..member
-                })
-                .collect()
-        };
+        let set = |set: &AppliedSet| set.members.iter().map(|&(_, member)| member).collect();
         let mut held = DesiredService {
             frontends: service.frontends.clone(),
             cluster: set(&service.cluster),
@@ -385,25 +412,19 @@ impl<M: Maps> Programmer<M> {
         Some(held)
     }
 
-    fn state_of(&self, member: &SetBackend) -> BackendState {
-        self.backends
-            .get(&member.backend)
-            .map_or(member.state, |row| row.state)
-    }
-
     fn carry_out(
         &mut self,
         op: &Op,
         now_ms: u64,
         failed: &mut BTreeMap<ServiceKey, ProgramError>,
-        lost: &mut HashMap<BackendKey, ProgramError>,
+        lost: &mut HashMap<BackendKey, Arc<ProgramError>>,
         touched: &mut BTreeSet<BackendKey>,
     ) {
         let (key, result) = match op {
             Op::PutBackend { backend, state } => {
                 touched.insert(*backend);
                 if let Err(error) = self.put_backend(*backend, *state) {
-                    lost.insert(*backend, error);
+                    lost.insert(*backend, Arc::new(error));
                 }
                 return;
             }
@@ -467,14 +488,8 @@ impl<M: Maps> Programmer<M> {
     }
 
     fn put_backend(&mut self, backend: BackendKey, state: BackendState) -> Result<(), ProgramError> {
-        if let Some(row) = self.backends.get(&backend).copied() {
-            if row.state != state {
-                self.write(&Write::BackendState {
-                    id: row.id,
-                    state: state.number(),
-                })?;
-                self.backends.insert(backend, BackendRow { state, ..row });
-            }
+        if self.backends.contains_key(&backend) {
+            // its state follows when all sets are as wished
             return Ok(());
         }
         let Some(id) = self.backend_ids.take() else {
@@ -506,37 +521,71 @@ impl<M: Maps> Programmer<M> {
             self.backend_ids.give_back(id);
             return Err(error.into());
         }
-        self.backends.insert(backend, BackendRow { id, state, refs: 0 });
+        self.backends.insert(
+            backend,
+            BackendRow {
+                id,
+                state,
+                refs: 0,
+                active: 0,
+            },
+        );
         Ok(())
     }
 
-    /// Gives a backend's row back unless a set refers to it.
-    fn drop_backend(&mut self, backend: BackendKey, now_ms: u64) {
-        if let Some(row) = self.backends.get(&backend).filter(|row| row.refs == 0) {
+    /// Gives a backend's row back if no set refers to it, else makes its state what the sets say.
+    fn settle_backend(&mut self, backend: BackendKey, now_ms: u64) -> Result<(), MapError> {
+        self.unsettled.remove(&backend);
+        let Some(row) = self.backends.get(&backend).copied() else {
+            return Ok(());
+        };
+        if row.refs == 0 {
             self.resting.put(now_ms, Resting::Backend(row.id));
             self.backends.remove(&backend);
+            return Ok(());
         }
+        let state = if row.active > 0 {
+            BackendState::Active
+        } else {
+            BackendState::Terminating
+        };
+        if row.state != state {
+            let write = Write::BackendState {
+                id: row.id,
+                state: state.number(),
+            };
+            if let Err(error) = self.write(&write) {
+                self.unsettled.insert(backend);
+                return Err(error);
+            }
+            self.backends.insert(backend, BackendRow { state, ..row });
+        }
+        Ok(())
     }
 
     /// Ids of a set's members.
     fn resolve(
         &self,
         set: &[SetBackend],
-        lost: &mut HashMap<BackendKey, ProgramError>,
+        lost: &HashMap<BackendKey, Arc<ProgramError>>,
     ) -> Result<Vec<(u32, SetBackend)>, ProgramError> {
         let mut out = Vec::with_capacity(set.len());
         for member in set {
             match self.backends.get(&member.backend) {
                 Some(row) => out.push((row.id, *member)),
                 None => {
-                    let max = self.maps.capacity().backends;
-                    let full = ProgramError::Full {
-                        map: map_name::BACKENDS,
-                        needed: 1,
-                        free: 0,
-                        max,
+                    let full = || {
+                        Arc::new(ProgramError::Full {
+                            map: map_name::BACKENDS,
+                            needed: 1,
+                            free: 0,
+                            max: self.maps.capacity().backends,
+                        })
                     };
-                    return Err(lost.remove(&member.backend).unwrap_or(full));
+                    return Err(ProgramError::Backend {
+                        backend: member.backend,
+                        source: lost.get(&member.backend).map_or_else(full, Arc::clone),
+                    });
                 }
             }
         }
@@ -549,7 +598,7 @@ impl<M: Maps> Programmer<M> {
         config: ServiceConfig,
         cluster: &[SetBackend],
         local: &[SetBackend],
-        lost: &mut HashMap<BackendKey, ProgramError>,
+        lost: &HashMap<BackendKey, Arc<ProgramError>>,
         now_ms: u64,
     ) -> Result<(), ProgramError> {
         let cluster = self.resolve(cluster, lost)?;
@@ -708,7 +757,9 @@ impl<M: Maps> Programmer<M> {
                 self.resting.put(now_ms, Resting::Slots(old.range));
             }
         } else if let Some(service) = self.services.get_mut(&id) {
-            pick_mut(service, which).members = members.to_vec();
+            let old = std::mem::replace(&mut pick_mut(service, which).members, members.to_vec());
+            self.count_refs(members, true);
+            self.count_refs(&old, false);
         }
         Ok(())
     }
@@ -730,11 +781,14 @@ impl<M: Maps> Programmer<M> {
     fn count_refs(&mut self, members: &[(u32, SetBackend)], add: bool) {
         for (_, member) in members {
             if let Some(row) = self.backends.get_mut(&member.backend) {
-                row.refs = if add {
-                    row.refs + 1
+                let active = u32::from(member.state == BackendState::Active);
+                if add {
+                    row.refs += 1;
+                    row.active += active;
                 } else {
-                    row.refs.saturating_sub(1)
-                };
+                    row.refs = row.refs.saturating_sub(1);
+                    row.active = row.active.saturating_sub(active);
+                }
             }
         }
     }

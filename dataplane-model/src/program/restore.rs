@@ -1,6 +1,6 @@
 //! After a restart: what the maps hold, read back.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use dataplane_common::abi::{Backend, NO_ID, SetWord, backend_state};
 
@@ -27,6 +27,7 @@ impl<M: Maps> Programmer<M> {
             backend_ids: Ids::new(capacity.backends),
             arena: Arena::new(capacity.slots),
             resting: Quarantine::new(QUARANTINE_MS),
+            unsettled: BTreeSet::new(),
             pending: BTreeMap::new(),
             writes: 0,
             maps,
@@ -125,7 +126,15 @@ impl<M: Maps> Programmer<M> {
                 if !self.backend_ids.reserve(id) {
                     return None;
                 }
-                self.backends.insert(backend, BackendRow { id, state, refs: 0 });
+                self.backends.insert(
+                    backend,
+                    BackendRow {
+                        id,
+                        state,
+                        refs: 0,
+                        active: 0,
+                    },
+                );
             }
         }
         Some(SetBackend {
