@@ -387,13 +387,13 @@ fn a_service_changes_its_type_and_families() {
     };
     // A second family comes and goes; its address is given back.
     let dual = change(&mut server, &single, &|s| {
-        s["spec"]["ipFamilyPolicy"] = "PreferDualStack".into()
+        s["spec"]["ipFamilyPolicy"] = "PreferDualStack".into();
     })
     .unwrap();
     assert_eq!(dual["spec"]["ipFamilies"], json!(["IPv4", "IPv6"]));
     let second = dual["spec"]["clusterIPs"][1].clone();
     let wrong = change(&mut server, &dual, &|s| {
-        s["spec"]["clusterIPs"] = json!([s["spec"]["clusterIP"]])
+        s["spec"]["clusterIPs"] = json!([s["spec"]["clusterIP"]]);
     })
     .unwrap_err();
     assert_eq!(
@@ -403,7 +403,7 @@ fn a_service_changes_its_type_and_families() {
         ]
     );
     let again = change(&mut server, &dual, &|s| {
-        s["spec"]["ipFamilyPolicy"] = "SingleStack".into()
+        s["spec"]["ipFamilyPolicy"] = "SingleStack".into();
     })
     .unwrap();
     assert_eq!(again["spec"]["clusterIPs"], single["spec"]["clusterIPs"]);
