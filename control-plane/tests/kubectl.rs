@@ -1,4 +1,10 @@
 //! The installed kubectl as a client, without any flag that makes it less strict.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test stops where it fails"
+)]
 
 mod common;
 

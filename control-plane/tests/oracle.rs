@@ -3,6 +3,12 @@
 //! What differs from run to run (uids, times, revisions, addresses and ports that were not asked for) is learned from the
 //! answers: the first time a recorded value is seen its counterpart is noted, afterwards it must be that one, also inside
 //! later requests. Everything else must be equal, except what is listed here with its reason.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test stops where it fails"
+)]
 
 mod common;
 

@@ -1,4 +1,10 @@
 //! A restart: the same identity, the same objects, the same allocations.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test stops where it fails"
+)]
 
 mod common;
 

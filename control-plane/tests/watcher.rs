@@ -1,4 +1,10 @@
 //! The client library of the agent against this server: paged and streaming lists, bookmarks, lost history, restarts.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test stops where it fails"
+)]
 
 mod common;
 

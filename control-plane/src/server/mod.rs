@@ -6,6 +6,7 @@ mod codec;
 mod connection;
 mod delete;
 mod errors;
+mod events;
 mod namespaces;
 mod protobuf;
 mod read;
@@ -106,7 +107,8 @@ impl Api {
         Ok((Arc::new(api), NamespaceRemover(remover)))
     }
 
-    /// Forgets history older than about `interval`, as long as there is any, until the API shuts down.
+    /// Forgets history older than about `interval` and events older than an hour, as long as anything is written, until the
+    /// API shuts down.
     pub async fn compact_periodically(&self, interval: std::time::Duration) {
         let mut last = 0;
         loop {
@@ -116,6 +118,9 @@ impl Api {
                 let seen = self.store.get("").await?.1;
                 tokio::time::sleep(interval).await;
                 self.store.compact(seen).await?;
+                if let Err(error) = self.expire_events().await {
+                    tracing::warn!(%error, "old events were not deleted");
+                }
                 Ok::<u64, StoreError>(seen)
             };
             match self.shutdown.run_until_cancelled(step).await {
@@ -123,7 +128,9 @@ impl Api {
                 Some(Ok(seen)) => last = seen,
                 Some(Err(error)) => {
                     tracing::warn!(%error, "history was not compacted; trying again later");
-                    tokio::time::sleep(interval).await;
+                    self.shutdown
+                        .run_until_cancelled(tokio::time::sleep(interval))
+                        .await;
                 }
             }
         }
