@@ -4,10 +4,12 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use beeline_tests::{Agent, AgentOptions, Cluster, ObjectDir, Process};
+use beeline_tests::{Cluster, Process};
 use clap::Args;
+use dataplane_model::Event;
 
 use crate::figures::{Figures, Target, quantile};
+use crate::maps::Plane;
 use crate::population::{PORT, Population, cluster_ip};
 use crate::wire::Pairs;
 
@@ -53,12 +55,19 @@ pub(crate) fn run(options: &Options, figures: &mut Figures) -> Result<()> {
             services,
             endpoints: 1,
         };
-        let objects = ObjectDir::new(cluster.state().join("objects"))?;
-        objects.put("all", &population.documents(Some(server.v4().into())))?;
-        let _agent = Agent::start_synced(&node, &population.room(AgentOptions::dir(objects.path())))?;
+        let mut plane = Plane::new(&node, population)?;
+        let mut slices = population.slices()?;
+        // The first service has this pod behind it.
+        if let Some(first) = slices.first_mut() {
+            *first = Population::slice_with(0, &[server.v4().into()])?;
+        }
+        let events = [
+            Event::ServicesReplaced(population.services()?),
+            Event::SlicesReplaced(slices),
+        ];
+        plane.take(events, usize::try_from(services)?)?;
 
         let direct = SocketAddr::new(server.v4().into(), PORT);
-        // The first service has this pod; its address and place in the maps are those of one among many.
         let service = SocketAddr::new(cluster_ip(0), PORT);
         let printed = client.place().output(
             &bench,

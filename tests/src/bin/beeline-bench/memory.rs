@@ -32,7 +32,7 @@ pub(crate) fn run(figures: &mut Figures) -> Result<()> {
         let cluster = Cluster::new()?;
         let node = cluster.add_node()?;
         let objects = ObjectDir::new(cluster.state().join("objects"))?;
-        objects.put("all", &population.documents(None))?;
+        objects.put("all", &population.documents())?;
         let agent = Agent::start_synced(&node, &population.room(AgentOptions::dir(objects.path())))?;
         let [rss, anonymous] = resident(agent.process.pid())?;
         figures.add(

@@ -32,19 +32,18 @@ impl Population {
 
     /// The slice of a service after so many changes: each change replaces the first endpoint.
     pub(crate) fn slice(self, number: u32, changes: u32) -> Result<EndpointSlice> {
-        typed(slice(number, &self.addresses(number, changes)))
+        Self::slice_with(number, &self.addresses(number, changes))
     }
 
-    /// All objects as documents for a directory; the first service has this backend instead of its own.
-    pub(crate) fn documents(self, first: Option<IpAddr>) -> Vec<Value> {
+    /// The slice of a service with these endpoints.
+    pub(crate) fn slice_with(number: u32, addresses: &[IpAddr]) -> Result<EndpointSlice> {
+        typed(slice(number, addresses))
+    }
+
+    /// All objects as documents for a directory.
+    pub(crate) fn documents(self) -> Vec<Value> {
         (0..self.services)
-            .flat_map(|number| {
-                let addresses = match first {
-                    Some(backend) if number == 0 => vec![backend],
-                    _ => self.addresses(number, 0),
-                };
-                [service(number), slice(number, &addresses)]
-            })
+            .flat_map(|number| [service(number), slice(number, &self.addresses(number, 0))])
             .collect()
     }
 

@@ -3,16 +3,13 @@
 //! Measured is what the agent does between the event and the last write: model, desired state, difference, writes to
 //! maps of the kernel. Reading the objects from the network is not part of it.
 
-use std::time::{Duration, Instant};
-
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use beeline_tests::Cluster;
 use clap::Args;
-use dataplane_model::program::{Maps, Programmer};
-use dataplane_model::{Event, Model};
+use dataplane_model::Event;
 
 use crate::figures::{Figures, Target, quantile};
-use crate::maps::real_maps;
+use crate::maps::Plane;
 use crate::population::Population;
 
 #[derive(Args, Clone, Copy)]
@@ -61,13 +58,7 @@ pub(crate) fn run(options: &Options, figures: &mut Figures) -> Result<()> {
         for _ in 0..options.rounds {
             let cluster = Cluster::new()?;
             let node = cluster.add_node()?;
-            let programmer =
-                Programmer::new(real_maps(&node, population)?).context("cannot read the maps")?;
-            let mut plane = Plane {
-                model: Model::new(node.name()),
-                programmer,
-                clock: Instant::now(),
-            };
+            let mut plane = Plane::new(&node, population)?;
             let events = [
                 Event::ServicesReplaced(lists.0.clone()),
                 Event::SlicesReplaced(lists.1.clone()),
@@ -88,9 +79,9 @@ pub(crate) fn run(options: &Options, figures: &mut Figures) -> Result<()> {
     Ok(())
 }
 
-fn changes<M: Maps>(
+fn changes(
     name: &str,
-    mut plane: Plane<M>,
+    mut plane: Plane,
     population: Population,
     count: u32,
     figures: &mut Figures,
@@ -117,48 +108,4 @@ fn changes<M: Maps>(
         Target::AtMost(5.0),
     );
     Ok(())
-}
-
-struct Plane<M> {
-    model: Model,
-    programmer: Programmer<M>,
-    clock: Instant,
-}
-
-impl<M: Maps> Plane<M> {
-    /// Takes events to the maps, as the agent does; returns how long it took.
-    fn take(&mut self, events: impl IntoIterator<Item = Event>, services: usize) -> Result<Duration> {
-        let start = Instant::now();
-        for event in events {
-            let problems = self.model.apply(event);
-            ensure!(
-                problems.is_empty(),
-                "the objects of the bench have problems: {:?}",
-                problems.first()
-            );
-        }
-        let dirty = self.model.take_dirty();
-        let changes: Vec<_> = dirty
-            .into_iter()
-            .map(|key| {
-                let desired = self.model.desired(&key);
-                (key, desired)
-            })
-            .collect();
-        let now = u64::try_from(self.clock.elapsed().as_millis())?;
-        let outcome = self.programmer.reconcile(changes, now);
-        let time = start.elapsed();
-        ensure!(
-            outcome.failed.is_empty(),
-            "could not be programmed: {:?}",
-            outcome.failed.first()
-        );
-        ensure!(
-            outcome.applied == services,
-            "{} services were programmed, not {services}",
-            outcome.applied
-        );
-        ensure!(outcome.writes > 0, "nothing was written");
-        Ok(time)
-    }
 }
