@@ -1,5 +1,7 @@
 //! The endpoint slice controller at work, next to a running API.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
 mod common;
 
 use std::time::Duration;

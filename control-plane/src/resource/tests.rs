@@ -481,6 +481,23 @@ fn node_ports_are_shared_by_protocols_and_change_on_request() {
 }
 
 #[test]
+fn a_refused_update_releases_and_takes_nothing() {
+    let mut server = Server::with_cidrs(DUAL);
+    let spec = json!({"type": "NodePort", "ipFamilyPolicy": "RequireDualStack", "ports": [{"port": 80}]});
+    let old = server.service(spec).unwrap();
+    let before = format!("{:?}", server.alloc);
+    let mut new = old.clone();
+    // Everything would be given back, but the name is no name.
+    new["spec"] = json!({"type": "ExternalName", "externalName": "a b"});
+    server.update("Service", &old, &new, None).unwrap_err();
+    assert_eq!(format!("{:?}", server.alloc), before);
+    let mut new = old.clone();
+    new["spec"]["ports"] = json!([{"name": "a", "port": 1, "nodePort": 30100}, {"name": "a", "port": 2}]);
+    server.update("Service", &old, &new, None).unwrap_err();
+    assert_eq!(format!("{:?}", server.alloc), before);
+}
+
+#[test]
 fn ranges_run_full() {
     let mut server = Server::with_cidrs(&["10.0.0.0/29"]);
     for _ in 0..6 {
