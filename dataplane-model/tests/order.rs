@@ -1,0 +1,384 @@
+//! The order in which objects arrive does not matter, what changed is known, and a difference leads to its goal step by step.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on must fail")]
+
+mod common;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use common::{CAPACITY, program, service, slice};
+use dataplane_common::abi::FrontendKey;
+use dataplane_model::program::{FakeMaps, Maps, Programmer};
+use dataplane_model::{Desired, Event, Model, Op, ServiceKey, diff};
+use proptest::prelude::*;
+use serde_json::json;
+
+type Meaning = BTreeMap<FrontendKey, (u8, u32, u32, [Vec<(String, u8)>; 2])>;
+
+/// What a program in the kernel would read, without the ids.
+fn meaning(maps: &FakeMaps) -> Meaning {
+    let mut out = Meaning::new();
+    for (frontend, value) in maps.frontends().unwrap() {
+        let row = maps.service(value.service).unwrap();
+        let sets = [row.cluster, row.local].map(|word| {
+            let slots = (word.base()..word.base() + word.count()).map(|i| maps.slot(i).unwrap());
+            let rows = slots.map(|slot| {
+                assert_eq!(slot.service(), value.service);
+                let row = maps.backend(slot.backend()).unwrap();
+                (format!("{}:{}", row.addr, row.port), row.state)
+            });
+            rows.collect()
+        });
+        out.insert(frontend, (value.kind, row.algorithm, row.flags, sets));
+    }
+    out
+}
+
+/// An event of object `object` (0-4 services, 5-10 slices, 11 the node) in one of its versions.
+fn event(object: u8, version: u8) -> Event {
+    match object {
+        0..=4 => {
+            let name = format!("s{object}");
+            match version % 5 {
+                0 => Event::ServiceDeleted {
+                    namespace: "ns".into(),
+                    name,
+                },
+                1 => service(
+                    &name,
+                    "10.96.0.1",
+                    &json!({"metadata": {"creationTimestamp": format!("202{}-01-01T00:00:00Z", object % 3)}}),
+                ),
+                2 => service(
+                    &name,
+                    &format!("10.96.1.{object}"),
+                    &json!({"spec": {"internalTrafficPolicy": "Local"}}),
+                ),
+                3 => service(
+                    &name,
+                    &format!("10.96.1.{object}"),
+                    &json!({"metadata": {"labels": {"service.kubernetes.io/service-proxy-name": "x"}}}),
+                ),
+                _ => service(
+                    &name,
+                    &format!("10.96.1.{object}"),
+                    &json!({"spec": {"type": "NodePort", "externalTrafficPolicy": "Local", "ports": [{"name": "p", "port": 80, "nodePort": 30001}]}}),
+                ),
+            }
+        }
+        5..=10 => {
+            let name = format!("e{object}");
+            let owner = format!("s{}", (object + version / 8) % 5);
+            // slices share addresses, and disagree about their state
+            let endpoint = |i: u8| {
+                let ready = (version >> i) & 1 == 0;
+                json!({
+                    "addresses": [format!("10.0.0.{}", i + object % 3)],
+                    "nodeName": format!("n{}", i % 2),
+                    "conditions": {"ready": ready, "serving": true, "terminating": !ready},
+                    "hints": if version.is_multiple_of(3) { json!({"forZones": [{"name": if i == 0 { "a" } else { "b" }}]}) } else { json!({}) },
+                })
+            };
+            match version % 7 {
+                0 => Event::SliceDeleted {
+                    namespace: "ns".into(),
+                    name,
+                },
+                count => slice(
+                    &name,
+                    &owner,
+                    &(0..count.min(4)).map(endpoint).collect(),
+                    &json!({}),
+                ),
+            }
+        }
+        _ if version % 5 == 4 => Event::NodeDeleted { name: "n1".into() },
+        _ => {
+            let zone = if version.is_multiple_of(2) { "a" } else { "b" };
+            let node = json!({"metadata": {"name": "n1", "labels": {"topology.kubernetes.io/zone": zone}}});
+            Event::NodeApplied(serde_json::from_value(node).unwrap())
+        }
+    }
+}
+
+/// Object and version of each, see [`event`].
+type Events = Vec<(u8, u8)>;
+
+/// Events that are ordered per object only, in two orders.
+fn two_orders() -> impl Strategy<Value = (Events, Events)> {
+    let events = prop::collection::vec((0u8..12, any::<u8>()), 1..24);
+    events
+        .prop_flat_map(|events| (Just(events.clone()), Just(events).prop_shuffle()))
+        .prop_map(|(events, shuffled)| {
+            let mut left: BTreeMap<u8, VecDeque<u8>> = BTreeMap::new();
+            for (object, version) in &events {
+                left.entry(*object).or_default().push_back(*version);
+            }
+            let reordered = shuffled
+                .iter()
+                .map(|(o, _)| (*o, left.get_mut(o).and_then(|q| q.pop_front()).unwrap_or(0)));
+            let reordered = reordered.collect();
+            (events, reordered)
+        })
+}
+
+fn run(events: &[(u8, u8)]) -> Desired {
+    let mut model = Model::new("n1");
+    for (object, version) in events {
+        model.apply(event(*object, *version));
+    }
+    model.desired_all()
+}
+
+/// A step of a cluster's history.
+#[derive(Clone, Copy, Debug)]
+enum Step {
+    /// The object is now of this version, and a watch says so.
+    Seen(u8, u8),
+    /// The object is now of this version, but nobody says so before the next complete list.
+    Missed(u8, u8),
+    /// A complete list of all objects of the kind.
+    List,
+}
+
+/// The history of one kind: objects from `first` on, `count` of them. Ends with a list if anything was missed.
+fn history(first: u8, count: u8) -> impl Strategy<Value = Vec<Step>> {
+    let step = prop_oneof![
+        8 => (first..first + count, any::<u8>()).prop_map(|(o, v)| Step::Seen(o, v)),
+        2 => (first..first + count, any::<u8>()).prop_map(|(o, v)| Step::Missed(o, v)),
+        1 => Just(Step::List),
+    ];
+    prop::collection::vec(step, 0..14).prop_map(|mut steps| {
+        let missed = steps.iter().rposition(|s| matches!(s, Step::Missed(..)));
+        if missed > steps.iter().rposition(|s| matches!(s, Step::List)) {
+            steps.push(Step::List);
+        }
+        steps
+    })
+}
+
+/// The events of a history: what a list holds is decided by the history, not by who reads it when.
+fn events(steps: &[Step]) -> Vec<(u8, Event)> {
+    let mut cluster: BTreeMap<u8, u8> = BTreeMap::new();
+    let mut out = Vec::new();
+    let kind = steps.iter().find_map(|s| match s {
+        Step::Seen(object, _) | Step::Missed(object, _) => Some(*object),
+        Step::List => None,
+    });
+    for step in steps {
+        match *step {
+            Step::Missed(object, version) => {
+                cluster.insert(object, version);
+            }
+            Step::Seen(object, version) => {
+                cluster.insert(object, version);
+                out.push((object, event(object, version)));
+            }
+            Step::List => {
+                let (mut services, mut slices, mut nodes) = (Vec::new(), Vec::new(), Vec::new());
+                for (object, version) in &cluster {
+                    match event(*object, *version) {
+                        Event::ServiceApplied(service) => services.push(*service),
+                        Event::SliceApplied(slice) => slices.push(*slice),
+                        Event::NodeApplied(node) => nodes.push(*node),
+                        _ => {}
+                    }
+                }
+                let list = match kind {
+                    Some(0..=4) => Event::ServicesReplaced(services),
+                    Some(5..=10) => Event::SlicesReplaced(slices),
+                    Some(_) => Event::NodesReplaced(nodes),
+                    None => continue,
+                };
+                out.push((u8::MAX, list));
+            }
+        }
+    }
+    out
+}
+
+/// Another order of the same events: between two lists each object keeps its own order only, and kinds mix freely.
+fn mixed(kinds: [Vec<(u8, Event)>; 3], choices: &[u16]) -> Vec<Event> {
+    let mut choices = choices.iter().cycle().map(|c| usize::from(*c));
+    let mut choose = move |n: usize| choices.next().unwrap_or(0) % n;
+    let mut queues: Vec<VecDeque<Event>> = Vec::new();
+    for kind in kinds {
+        let mut queue = VecDeque::new();
+        let mut parts = kind.into_iter().peekable();
+        while parts.peek().is_some() {
+            let mut objects: BTreeMap<u8, VecDeque<Event>> = BTreeMap::new();
+            while let Some((object, event)) = parts.next_if(|(object, _)| *object != u8::MAX) {
+                objects.entry(object).or_default().push_back(event);
+            }
+            while !objects.is_empty() {
+                let object = *objects.keys().nth(choose(objects.len())).unwrap();
+                let left = objects.get_mut(&object).unwrap();
+                queue.extend(left.pop_front());
+                if left.is_empty() {
+                    objects.remove(&object);
+                }
+            }
+            queue.extend(parts.next().map(|(_, list)| list));
+        }
+        queues.push(queue);
+    }
+    let mut out = Vec::new();
+    loop {
+        queues.retain(|queue| !queue.is_empty());
+        if queues.is_empty() {
+            return out;
+        }
+        let which = choose(queues.len());
+        out.extend(queues[which].pop_front());
+    }
+}
+
+/// Keys whose desired state differs.
+fn differing(a: &Desired, b: &Desired) -> BTreeSet<ServiceKey> {
+    let keys = a.services.keys().chain(b.services.keys());
+    keys.filter(|key| a.services.get(*key) != b.services.get(*key))
+        .cloned()
+        .collect()
+}
+
+fn programmed(desired: &Desired) -> Meaning {
+    let mut programmer = Programmer::new(FakeMaps::new(CAPACITY)).unwrap();
+    let wish = desired.services.iter().map(|(k, s)| (k.clone(), Some(s.clone())));
+    let outcome = programmer.reconcile(wish, 0);
+    assert!(outcome.failed.is_empty(), "{:?}", outcome.failed);
+    meaning(programmer.maps())
+}
+
+/// Carries operations out on a desired state, refusing what refers to something that is not there.
+fn carry_out(state: &mut Desired, ops: &[Op]) -> Result<(), String> {
+    let mut backends: BTreeSet<_> = state
+        .services
+        .values()
+        .flat_map(|s| s.cluster.iter().chain(&s.local).map(|m| m.backend))
+        .collect();
+    for op in ops {
+        match op {
+            Op::PutBackend { backend, .. } => {
+                backends.insert(*backend);
+            }
+            Op::SetService {
+                key,
+                config,
+                cluster,
+                local,
+            } => {
+                if let Some(m) = cluster
+                    .iter()
+                    .chain(local)
+                    .find(|m| !backends.contains(&m.backend))
+                {
+                    return Err(format!("{key} set with missing {}", m.backend));
+                }
+                let service = state.services.entry(key.clone()).or_default();
+                (service.config, service.cluster, service.local) = (*config, cluster.clone(), local.clone());
+            }
+            Op::PutFrontend { frontend, kind, key } => {
+                for (other, service) in &mut state.services {
+                    if other != key {
+                        service.frontends.remove(frontend);
+                    }
+                }
+                let service = state
+                    .services
+                    .get_mut(key)
+                    .ok_or("frontend of a missing service")?;
+                service.frontends.insert(*frontend, *kind);
+            }
+            Op::DeleteFrontend { frontend, key } => {
+                if let Some(service) = state.services.get_mut(key) {
+                    service.frontends.remove(frontend);
+                }
+            }
+            Op::DeleteService { key } => {
+                let service = state.services.remove(key).ok_or("deleted twice")?;
+                if !service.frontends.is_empty() {
+                    return Err(format!("{key} deleted under its frontends"));
+                }
+            }
+            Op::DeleteBackend { backend } => {
+                let mut sets = state
+                    .services
+                    .values()
+                    .flat_map(|s| s.cluster.iter().chain(&s.local));
+                if !sets.any(|m| m.backend == *backend) {
+                    backends.remove(backend);
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 512, ..ProptestConfig::default() })]
+
+    /// Watches and lists of services, slices and the node in any order, programmed in batches: the same model, and the maps
+    /// that one pass over the whole model gives.
+    #[test]
+    fn order_of_arrival_does_not_matter(
+        services in history(0, 5),
+        slices in history(5, 6),
+        node in history(11, 1),
+        orders in prop::array::uniform2(prop::collection::vec(any::<u16>(), 1..64)),
+        batch in 1usize..8,
+    ) {
+        let kinds = [services, slices, node].map(|steps| events(&steps));
+        let mut ends = Vec::new();
+        for choices in &orders {
+            let mut model = Model::new("n1");
+            let mut programmer = Programmer::new(FakeMaps::new(CAPACITY)).unwrap();
+            for events in mixed(kinds.clone(), choices).chunks(batch) {
+                for event in events {
+                    model.apply(event.clone());
+                }
+                program(&mut programmer, &mut model);
+            }
+            let desired = model.desired_all();
+            prop_assert_eq!(meaning(programmer.maps()), programmed(&desired));
+            ends.push(desired);
+        }
+        prop_assert_eq!(&ends[0], &ends[1]);
+    }
+
+    #[test]
+    fn whatever_changes_is_dirty_and_what_is_known_changes_nothing(
+        services in history(0, 5),
+        slices in history(5, 6),
+        node in history(11, 1),
+        order in prop::collection::vec(any::<u16>(), 1..64),
+    ) {
+        let mut model = Model::new("n1");
+        let mut before = Desired::default();
+        for event in mixed([services, slices, node].map(|steps| events(&steps)), &order) {
+            model.apply(event.clone());
+            let dirty = model.take_dirty();
+            let after = model.desired_all();
+            let forgotten: Vec<_> = differing(&before, &after).difference(&dirty).cloned().collect();
+            prop_assert!(forgotten.is_empty(), "not dirty: {:?}", forgotten);
+            for key in &dirty {
+                let desired = model.desired(key);
+                prop_assert_eq!(desired.as_ref(), after.services.get(key));
+            }
+            model.apply(event);
+            prop_assert_eq!(model.take_dirty(), BTreeSet::new(), "the same again");
+            before = after;
+        }
+    }
+
+    #[test]
+    fn a_difference_leads_from_one_state_to_the_other((one, other) in two_orders(), cut in any::<prop::sample::Index>()) {
+        let old = run(&one[..cut.index(one.len())]);
+        let mut new = run(&other);
+        let mut state = old.clone();
+        let done = carry_out(&mut state, &diff(&old, &new));
+        prop_assert!(done.is_ok(), "{:?}", done);
+        for service in state.services.values_mut().chain(new.services.values_mut()) {
+            service.has_any = false; // not part of what is programmed
+        }
+        prop_assert_eq!(state, new);
+    }
+}
