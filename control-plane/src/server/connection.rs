@@ -14,7 +14,8 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::Api;
+use super::{Api, response};
+use crate::error::ApiError;
 use crate::pki::Identity;
 
 /// A client that has not finished its TLS handshake by then is cut off.
@@ -48,8 +49,9 @@ pub async fn serve(
         };
         let (api, acceptor, shutdown, cut) =
             (Arc::clone(&api), acceptor.clone(), shutdown.clone(), cut.clone());
+        let requests = tracker.clone();
         tracker.spawn(async move {
-            let connection = connection(api, stream, &acceptor, shutdown);
+            let connection = connection(api, stream, &acceptor, shutdown, requests);
             if let Some(Err(error)) = cut.run_until_cancelled(connection).await {
                 tracing::debug!(%peer, error, "connection ended");
             }
@@ -72,6 +74,7 @@ async fn connection(
     stream: TcpStream,
     acceptor: &TlsAcceptor,
     shutdown: CancellationToken,
+    tracker: TaskTracker,
 ) -> Result<(), String> {
     // Watch events are small and must not wait for the next one.
     stream.set_nodelay(true).map_err(|error| error.to_string())?;
@@ -88,7 +91,17 @@ async fn connection(
     let identity = Arc::new(identity);
     let service = service_fn(move |request: Request<Incoming>| {
         let (api, identity) = (Arc::clone(&api), Arc::clone(&identity));
-        async move { Ok::<_, Infallible>(api.handle(identity.as_ref().as_ref(), request).await) }
+        // A task of its own: a write goes through to its end, and gives back what it allocated if it fails, even if the
+        // client has gone away meanwhile; and a bug that panics costs one request, not the connection.
+        let handled = async move { api.handle(identity.as_ref().as_ref(), request).await };
+        let task = tokio::spawn(tracker.track_future(handled));
+        async move {
+            let answer = task.await.unwrap_or_else(|error| {
+                tracing::error!(%error, "a request was not handled to its end");
+                response::error(&ApiError::internal("the request was not handled to its end"))
+            });
+            Ok::<_, Infallible>(answer)
+        }
     });
     let mut builder = Builder::new(TokioExecutor::new());
     builder.http1().timer(TokioTimer::new()).header_read_timeout(None);

@@ -4,6 +4,7 @@
 //! [`Store`] can take the embedded one's place. Values are opaque bytes here; see `server::codec` for their layout.
 
 mod hub;
+mod log_watch;
 mod redb_store;
 
 use std::sync::Arc;

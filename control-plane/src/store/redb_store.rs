@@ -1,6 +1,6 @@
 //! The embedded implementation: one redb file, one writer thread that commits whatever has queued up in one transaction.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::path::Path;
 use std::sync::Arc;
@@ -11,9 +11,10 @@ use bytes::Bytes;
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use redb::{Database, ReadTransaction, ReadableDatabase as _, ReadableTable as _, Table, TableDefinition};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, oneshot};
 
-use super::hub::{After, Hub, Topic};
+use super::hub::Hub;
+use super::log_watch::LogWatch;
 use super::{Event, Expect, Page, Range, Store, StoreError, Stored, Watch, Write};
 
 /// key -> (revision, value).
@@ -30,8 +31,6 @@ const COMPACTED: &str = "compacted";
 const FORMAT_VERSION: u64 = 1;
 /// Writes in one transaction: enough to share an fsync, few enough to answer soon.
 const BATCH: usize = 256;
-/// Events that a watcher takes at a time.
-const READ_AHEAD: usize = 128;
 
 /// How a [`RedbStore`] is opened.
 #[derive(Debug, Clone, Copy)]
@@ -58,9 +57,9 @@ enum Command {
     Compact(u64, Answer<()>),
 }
 
-struct Inner {
+pub(super) struct Inner {
     database: Database,
-    hub: Hub,
+    pub(super) hub: Hub,
     compacted: AtomicU64,
 }
 
@@ -459,7 +458,7 @@ impl Inner {
     }
 
     /// Up to `limit` logged events after `revision`, and the revision up to which that is complete.
-    fn log_after(
+    pub(super) fn log_after(
         &self,
         revision: u64,
         prefix: &str,
@@ -503,7 +502,7 @@ fn check_revision(requested: u64, current: u64, compacted: u64) -> Result<(), St
 }
 
 /// Runs a read of unknown size where it may block.
-fn blocking<T: Send + 'static>(
+pub(super) fn blocking<T: Send + 'static>(
     read: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
 ) -> BoxFuture<'static, Result<T, StoreError>> {
     async move {
@@ -550,14 +549,7 @@ impl Store for RedbStore {
             let changed = topic.subscribe();
             let (_, current, compacted) = self.inner.snapshot()?;
             check_revision(revision, current, compacted)?;
-            let watch = LogWatch {
-                inner: Arc::clone(&self.inner),
-                topic,
-                changed,
-                prefix: prefix.to_owned(),
-                read: revision,
-                buffer: VecDeque::new(),
-            };
+            let watch = LogWatch::new(Arc::clone(&self.inner), topic, changed, prefix, revision);
             Ok(Box::new(watch) as Box<dyn Watch>)
         })();
         std::future::ready(result).boxed()
@@ -578,72 +570,5 @@ impl Store for RedbStore {
     fn compact(&self, revision: u64) -> BoxFuture<'_, Result<(), StoreError>> {
         self.command(move |answer| Command::Compact(revision, answer))
             .boxed()
-    }
-}
-
-/// A watcher: a position in the history, and a few events read ahead.
-struct LogWatch {
-    inner: Arc<Inner>,
-    topic: Arc<Topic>,
-    changed: watch::Receiver<()>,
-    prefix: String,
-    /// Everything up to this revision is in `buffer` or was delivered.
-    read: u64,
-    buffer: VecDeque<Arc<Event>>,
-}
-
-impl LogWatch {
-    /// Takes what the topic's ring has. False when the ring no longer reaches back far enough.
-    fn fill(&mut self) -> bool {
-        let published = self.inner.hub.published();
-        match self.topic.after(self.read, &self.prefix, READ_AHEAD) {
-            After::Gone => false,
-            After::Events(events) => {
-                let complete = events.len() < READ_AHEAD;
-                self.buffer.extend(events);
-                // The ring may already hold events newer than `published`.
-                let last = self.buffer.back().map_or(0, |event| event.revision);
-                self.read = if complete {
-                    self.read.max(published).max(last)
-                } else {
-                    last
-                };
-                true
-            }
-        }
-    }
-
-    async fn next_event(&mut self) -> Result<Arc<Event>, StoreError> {
-        loop {
-            if let Some(event) = self.buffer.pop_front() {
-                return Ok(event);
-            }
-            // Seen before reading, so that a change during the read wakes us up again.
-            self.changed.borrow_and_update();
-            if !self.fill() {
-                let (inner, read, prefix) = (Arc::clone(&self.inner), self.read, self.prefix.clone());
-                let (events, complete) = blocking(move || inner.log_after(read, &prefix, READ_AHEAD)).await?;
-                self.buffer.extend(events);
-                self.read = complete;
-                continue;
-            }
-            if self.buffer.is_empty() {
-                self.changed.changed().await.map_err(|_| StoreError::Closed)?;
-            }
-        }
-    }
-}
-
-impl Watch for LogWatch {
-    fn next(&mut self) -> BoxFuture<'_, Result<Arc<Event>, StoreError>> {
-        self.next_event().boxed()
-    }
-
-    fn progress(&mut self) -> Option<u64> {
-        if self.buffer.is_empty() && self.fill() && self.buffer.is_empty() {
-            Some(self.read)
-        } else {
-            None
-        }
     }
 }

@@ -1,4 +1,5 @@
 //! A control plane in the test's own process, on a port and a directory of its own.
+#![allow(clippy::unwrap_used, reason = "a test stops where it fails")]
 #![allow(dead_code, reason = "each test binary uses a part of this")]
 #![allow(unreachable_pub, reason = "shared by several test binaries")]
 
