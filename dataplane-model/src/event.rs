@@ -1,7 +1,11 @@
 //! What a source reports.
 
+use std::collections::HashSet;
+
 use k8s_openapi::api::core::v1::{Node, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+
+use crate::key::ObjectName;
 
 /// A change of the cluster's objects. Order between kinds does not matter.
 #[derive(Clone, Debug)]
@@ -37,4 +41,9 @@ pub enum Event {
     SlicesReplaced(Vec<EndpointSlice>),
     /// A complete list of Nodes: what is not in it is gone.
     NodesReplaced(Vec<Node>),
+    /// The Services of a complete list have all been applied, one by one; what is not named here is gone. For sources that
+    /// need not hold a whole list in memory.
+    ServicesListed(HashSet<ObjectName>),
+    /// The same for endpoint slices.
+    SlicesListed(HashSet<ObjectName>),
 }

@@ -1,3 +1,7 @@
-//! Skeleton.
+//! `beeline`: see `beeline --help`.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    dataplane_user::cli::main()
+}

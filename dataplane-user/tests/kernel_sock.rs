@@ -1,4 +1,5 @@
 //! The socket programs with real sockets, in a cgroup of the test's own, on loopback addresses.
+#![allow(clippy::unwrap_used, reason = "a test that cannot be set up fails")]
 
 mod common;
 

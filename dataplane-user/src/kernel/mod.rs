@@ -252,7 +252,15 @@ impl Kernel {
     ///
     /// If the pin is gone or cannot be read.
     pub fn counters(&self) -> Result<Vec<(&'static str, u64)>, KernelError> {
-        counters(&self.info.pin_dir)
+        self.counter_reader().read()
+    }
+
+    /// Reads the counters, from another thread too.
+    #[must_use]
+    pub fn counter_reader(&self) -> CounterReader {
+        CounterReader {
+            pin_dir: self.info.pin_dir.clone(),
+        }
     }
 
     /// Passes what the programs log on to `tracing`, in a task of its own; does nothing when they log nothing. To be
@@ -271,22 +279,34 @@ fn open_map(pin_dir: &Path, name: &str) -> Result<MapData, KernelError> {
     })
 }
 
-/// Reads the counters below a pin directory, also without a [`Kernel`].
-fn counters(pin_dir: &Path) -> Result<Vec<(&'static str, u64)>, KernelError> {
-    let fail = |source| KernelError::Map {
-        map: map_name::COUNTERS.into(),
-        source,
-    };
-    let map = aya::maps::Map::PerCpuArray(open_map(pin_dir, map_name::COUNTERS)?);
-    let map: PerCpuArray<MapData, u64> = map.try_into().map_err(fail)?;
-    COUNTERS
-        .iter()
-        .map(|&(counter, name)| {
-            let values = map.get(&(counter as u32), 0).map_err(fail)?;
-            Ok((
-                name,
-                values.iter().fold(0, |sum: u64, value| sum.wrapping_add(*value)),
-            ))
-        })
-        .collect()
+/// Reads what the programs count.
+#[derive(Clone, Debug)]
+pub struct CounterReader {
+    pin_dir: PathBuf,
+}
+
+impl CounterReader {
+    /// Every counter by name, summed over CPUs.
+    ///
+    /// # Errors
+    ///
+    /// If the pin is gone or cannot be read.
+    pub fn read(&self) -> Result<Vec<(&'static str, u64)>, KernelError> {
+        let fail = |source| KernelError::Map {
+            map: map_name::COUNTERS.into(),
+            source,
+        };
+        let map = aya::maps::Map::PerCpuArray(open_map(&self.pin_dir, map_name::COUNTERS)?);
+        let map: PerCpuArray<MapData, u64> = map.try_into().map_err(fail)?;
+        COUNTERS
+            .iter()
+            .map(|&(counter, name)| {
+                let values = map.get(&(counter as u32), 0).map_err(fail)?;
+                Ok((
+                    name,
+                    values.iter().fold(0, |sum: u64, value| sum.wrapping_add(*value)),
+                ))
+            })
+            .collect()
+    }
 }

@@ -1,5 +1,6 @@
 //! A cgroup and a pin directory of a test's own, and processes in that cgroup.
 #![allow(dead_code, reason = "each test binary uses its own part")]
+#![allow(clippy::unwrap_used, reason = "a test that cannot be set up fails")]
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};

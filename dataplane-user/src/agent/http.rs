@@ -1,0 +1,211 @@
+//! The servers: health, metrics, and the local socket of the command line.
+
+use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{any, get};
+use jiff::Timestamp;
+use serde_json::Value;
+use tokio::net::{TcpListener, TcpSocket, UnixListener};
+use tokio::sync::{mpsc, oneshot};
+use tracing::{info, warn};
+
+use super::metrics::CodeLabel;
+use super::state::Shared;
+use super::view::{Services, Status};
+
+/// Pause before a bind is tried again, kube-proxy's.
+const BIND_PAUSE: Duration = Duration::from_secs(5);
+
+/// What the command line asks the loop.
+#[derive(Debug)]
+pub enum Request {
+    /// `beeline service list`.
+    Services(oneshot::Sender<Services>),
+    /// `beeline status`.
+    Status(oneshot::Sender<Status>),
+}
+
+/// Reads the programs' counters.
+pub type Counters = Arc<dyn Fn() -> Vec<(&'static str, u64)> + Send + Sync>;
+
+/// What the handlers need.
+#[derive(Clone)]
+pub struct Context {
+    /// Shared with the loop.
+    pub shared: Arc<Shared>,
+    /// The programs' counters.
+    pub counters: Counters,
+    /// Effective configuration.
+    pub config: Arc<Value>,
+    /// To the loop.
+    pub requests: mpsc::Sender<Request>,
+}
+
+fn health(context: &Context, with_node: bool) -> Response {
+    let (ok, body) = context
+        .shared
+        .health()
+        .answer(with_node, Instant::now(), Timestamp::now());
+    let status = if ok {
+        StatusCode::OK
+    } else {
+        StatusCode::SERVICE_UNAVAILABLE
+    };
+    let metrics = &context.shared.metrics;
+    let answers = if with_node {
+        &metrics.healthz
+    } else {
+        &metrics.livez
+    };
+    answers
+        .get_or_create(&CodeLabel {
+            code: status.as_u16().into(),
+        })
+        .inc();
+    json(status, &serde_json::to_string(&body).unwrap_or_default())
+}
+
+fn json(status: StatusCode, body: &str) -> Response {
+    let headers = [
+        (header::CONTENT_TYPE, "application/json"),
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+    ];
+    (status, headers, body.to_owned()).into_response()
+}
+
+/// Port 10256: `/healthz` and `/livez`, any method.
+pub fn health_router(context: Context) -> Router {
+    Router::new()
+        .route(
+            "/healthz",
+            any(|State(context): State<Context>| async move { health(&context, true) }),
+        )
+        .route(
+            "/livez",
+            any(|State(context): State<Context>| async move { health(&context, false) }),
+        )
+        .with_state(context)
+}
+
+fn plain(body: &'static str) -> Response {
+    let headers = [
+        (header::CONTENT_TYPE, "text/plain; charset=utf-8"),
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+    ];
+    (headers, body).into_response()
+}
+
+/// Port 10249: metrics and what describes the proxy.
+pub fn metrics_router(context: Context) -> Router {
+    let metrics = |State(context): State<Context>| async move {
+        let headers = [(
+            header::CONTENT_TYPE,
+            "application/openmetrics-text; version=1.0.0; charset=utf-8",
+        )];
+        (headers, context.shared.metrics.text(&(context.counters)())).into_response()
+    };
+    let configz =
+        |State(context): State<Context>| async move { json(StatusCode::OK, &context.config.to_string()) };
+    Router::new()
+        .route("/metrics", get(metrics))
+        .route("/proxyMode", get(|| async { plain("ebpf") }))
+        .route("/healthz", get(|| async { plain("ok") }))
+        .route("/configz", get(configz))
+        .with_state(context)
+}
+
+async fn ask<T>(context: &Context, request: impl FnOnce(oneshot::Sender<T>) -> Request) -> Response
+where
+    T: serde::Serialize,
+{
+    let (sender, receiver) = oneshot::channel();
+    let answer = match context.requests.send(request(sender)).await {
+        Ok(()) => receiver.await.ok(),
+        Err(_) => None,
+    };
+    match answer.map(|answer| serde_json::to_string(&answer)) {
+        Some(Ok(body)) => json(StatusCode::OK, &body),
+        _ => json(
+            StatusCode::SERVICE_UNAVAILABLE,
+            r#"{"error":"the agent is stopping"}"#,
+        ),
+    }
+}
+
+/// The local socket.
+pub fn admin_router(context: Context) -> Router {
+    let services = |State(context): State<Context>| async move { ask(&context, Request::Services).await };
+    let status = |State(context): State<Context>| async move { ask(&context, Request::Status).await };
+    Router::new()
+        .route("/services", get(services))
+        .route("/status", get(status))
+        .with_state(context)
+}
+
+/// Listens; `0.0.0.0` also means `[::]` where the host has IPv6.
+fn bind(addr: SocketAddr) -> std::io::Result<TcpListener> {
+    let any_v6 = SocketAddr::from((std::net::Ipv6Addr::UNSPECIFIED, addr.port()));
+    let both = addr.is_ipv4() && addr.ip().is_unspecified();
+    let listen = |addr: SocketAddr| {
+        let socket = if addr.is_ipv4() {
+            TcpSocket::new_v4()
+        } else {
+            TcpSocket::new_v6()
+        }?;
+        socket.set_reuseaddr(true)?;
+        if both && addr.is_ipv6() {
+            nix::sys::socket::setsockopt(&socket, nix::sys::socket::sockopt::Ipv6V6Only, &false)?;
+        }
+        socket.bind(addr)?;
+        socket.listen(128)
+    };
+    if both && let Ok(listener) = listen(any_v6) {
+        return Ok(listener);
+    }
+    listen(addr)
+}
+
+/// Serves at an address for ever; what is in the way of binding may go away.
+pub async fn serve(name: &'static str, addr: SocketAddr, router: Router) {
+    let mut said = false;
+    let listener = loop {
+        match bind(addr) {
+            Ok(listener) => break listener,
+            Err(error) => {
+                if !said {
+                    warn!(%addr, %error, "{name} server cannot listen, trying again every {} s", BIND_PAUSE.as_secs());
+                    said = true;
+                }
+                tokio::time::sleep(BIND_PAUSE).await;
+            }
+        }
+    };
+    info!(%addr, "{name} server listens");
+    if let Err(error) = axum::serve(listener, router).await {
+        warn!(%addr, %error, "{name} server ended");
+    }
+}
+
+/// Makes the local socket; only its owner may use it. The caller holds the state directory's lock, so what is there is left
+/// from an earlier agent.
+///
+/// # Errors
+///
+/// If it cannot be made.
+pub fn bind_socket(path: &Path) -> std::io::Result<UnixListener> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let listener = UnixListener::bind(path)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+    Ok(listener)
+}

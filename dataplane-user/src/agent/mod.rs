@@ -1,0 +1,301 @@
+//! The node daemon: sources in, the kernel's maps out, servers for those who ask.
+
+pub mod health;
+pub mod http;
+pub mod metrics;
+pub mod state;
+pub mod view;
+
+use std::fs::{self, File};
+use std::io::{Read, Seek, Write};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use dataplane_common::abi::ABI_VERSION;
+use dataplane_model::program::{Maps, Programmer};
+use nix::fcntl::{Flock, FlockArg};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+use tracing::{info, warn};
+
+use crate::config::{AgentConfig, SourceConfig};
+use crate::kernel::{self, Kernel};
+use crate::source::{self, Update};
+use http::Request;
+use state::{Shared, State};
+
+/// Name of the local socket in the state directory.
+pub const SOCKET: &str = "agent.sock";
+/// Name of the lock in the state directory.
+const LOCK: &str = "agent.lock";
+
+/// Updates that a source may be ahead of the loop.
+const QUEUE: usize = 1024;
+/// First and longest pause before what failed is tried again.
+const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
+
+/// Runs the agent until it is told to stop. What it programmed stays.
+///
+/// # Errors
+///
+/// If it cannot start, or its source ends for good.
+pub async fn run(config: AgentConfig) -> anyhow::Result<()> {
+    fs::create_dir_all(&config.state_dir)
+        .with_context(|| format!("create state directory {}", config.state_dir.display()))?;
+    let _lock = lock(&config.state_dir)?;
+    let bpffs_root = match &config.bpffs_root {
+        Some(path) => path.clone(),
+        None => kernel::mounts::discover_or_mount_bpffs()?.join("beeline"),
+    };
+    let cgroup_root = match &config.cgroup_root {
+        Some(path) => path.clone(),
+        None => kernel::mounts::discover_cgroup2()?,
+    };
+    let kernel_config = kernel::Config {
+        bpffs_root,
+        cgroup_root,
+        sizes: config.sizes,
+        ebpf_log_level: config.ebpf_log_level,
+    };
+    let mut kernel = Kernel::open(&kernel_config).context("set up the kernel side")?;
+    kernel.forward_logs();
+    for warning in &kernel.info().warnings {
+        warn!("{warning}");
+    }
+    let replaced = kernel
+        .info()
+        .programs
+        .iter()
+        .filter(|program| program.replaced)
+        .count();
+    info!(
+        version = env!("CARGO_PKG_VERSION"),
+        node = config.node_name,
+        kernel = kernel.info().kernel_release,
+        programs = kernel.info().programs.len(),
+        replaced,
+        pins = %kernel.info().pin_dir.display(),
+        "agent starts"
+    );
+
+    let programmer = Programmer::new(kernel.maps()?).context("read back what the maps hold")?;
+    let stats = kernel.stats()?;
+    let from_api = !matches!(config.source, SourceConfig::Dir(_));
+    let shared = Shared::new(!from_api);
+    let state = State::new(&config.node_name, programmer, Arc::clone(&shared));
+
+    let (updates, update_queue) = mpsc::channel(QUEUE);
+    let (requests, request_queue) = mpsc::channel(16);
+    let reader = kernel.counter_reader();
+    let context = http::Context {
+        shared,
+        counters: Arc::new(move || reader.read().unwrap_or_default()),
+        config: Arc::new(config.configz()),
+        requests,
+    };
+    let socket = config.state_dir.join(SOCKET);
+    let listener = http::bind_socket(&socket).with_context(|| format!("listen on {}", socket.display()))?;
+    let admin = http::admin_router(context.clone());
+    tokio::spawn(async move { axum::serve(listener, admin).await });
+    tokio::spawn(http::serve(
+        "health",
+        config.healthz_bind_address,
+        http::health_router(context.clone()),
+    ));
+    tokio::spawn(http::serve(
+        "metrics",
+        config.metrics_bind_address,
+        http::metrics_router(context),
+    ));
+
+    let source = start_source(&config, updates).await?;
+    let base = base_status(&config, &kernel);
+    let counters = kernel.counter_reader();
+    let answer = move |state: &State<kernel::RealMaps>, request: Request| match request {
+        Request::Services(sender) => {
+            let services = state.services(|id| stats.get(id));
+            let _unheard = sender.send(view::Services { services });
+        }
+        Request::Status(sender) => {
+            let mut status = base.clone();
+            state.fill_status(&mut status);
+            let read = counters.read().unwrap_or_default();
+            status.counters = read
+                .into_iter()
+                .map(|(name, value)| (name.into(), value))
+                .collect();
+            let _unheard = sender.send(status);
+        }
+    };
+    let result = drive(state, update_queue, request_queue, answer, source).await;
+    let _gone = fs::remove_file(&socket);
+    info!("agent stops; what it programmed stays in force");
+    result
+}
+
+/// One agent per state directory.
+fn lock(state_dir: &Path) -> anyhow::Result<Flock<File>> {
+    let path = state_dir.join(LOCK);
+    let mut file = File::options()
+        .create(true)
+        .truncate(false)
+        .read(true)
+        .write(true)
+        .open(&path)
+        .with_context(|| format!("open {}", path.display()))?;
+    let mut pid = String::new();
+    file.read_to_string(&mut pid)
+        .with_context(|| format!("read {}", path.display()))?;
+    let mut file = Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| {
+        anyhow::anyhow!(
+            "state directory {} is in use by the agent with pid {} ({errno})",
+            state_dir.display(),
+            pid.trim()
+        )
+    })?;
+    file.set_len(0)?;
+    file.rewind()?;
+    writeln!(file, "{}", std::process::id())?;
+    Ok(file)
+}
+
+/// For `beeline cleanup`.
+///
+/// # Errors
+///
+/// If an agent runs with this state directory: it would go on with maps that nobody reads.
+pub fn check_stopped(state_dir: &Path) -> anyhow::Result<()> {
+    if state_dir.join(LOCK).exists() {
+        lock(state_dir).map(drop).context("stop it first")
+    } else {
+        Ok(())
+    }
+}
+
+/// Removes the agent's files, and the directory if nothing else is in it. Gives what was removed.
+///
+/// # Errors
+///
+/// If a file cannot be removed.
+pub fn remove_state(state_dir: &Path) -> anyhow::Result<Vec<String>> {
+    let mut removed = Vec::new();
+    for name in [SOCKET, LOCK] {
+        let path = state_dir.join(name);
+        match fs::remove_file(&path) {
+            Ok(()) => removed.push(path.display().to_string()),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error).with_context(|| format!("remove {}", path.display())),
+        }
+    }
+    if fs::remove_dir(state_dir).is_ok() {
+        removed.push(state_dir.display().to_string());
+    }
+    Ok(removed)
+}
+
+type SourceTask = tokio::task::JoinHandle<anyhow::Result<()>>;
+
+async fn start_source(config: &AgentConfig, updates: source::Sender) -> anyhow::Result<SourceTask> {
+    let client = match &config.source {
+        SourceConfig::Dir(dir) => {
+            let dir = dir.clone();
+            return Ok(tokio::spawn(async move {
+                let context = format!("watch directory {}", dir.display());
+                source::dir::run(dir, updates).await.context(context)
+            }));
+        }
+        SourceConfig::Kubeconfig(path) => {
+            let text = kube::config::Kubeconfig::read_from(path)
+                .with_context(|| format!("read kubeconfig {}", path.display()))?;
+            kube::Config::from_custom_kubeconfig(text, &kube::config::KubeConfigOptions::default())
+                .await
+                .with_context(|| format!("use kubeconfig {}", path.display()))?
+        }
+        SourceConfig::InCluster => kube::Config::incluster()
+            .context("neither --kubeconfig nor --dir is given, and this is not a pod of a cluster")?,
+    };
+    let client = kube::Client::try_from(client).context("set up the API client")?;
+    let node_name = config.node_name.clone();
+    Ok(tokio::spawn(async move {
+        source::kube::run(client, node_name, updates).await;
+        Ok(())
+    }))
+}
+
+fn base_status(config: &AgentConfig, kernel: &Kernel) -> view::Status {
+    let info = kernel.info();
+    view::Status {
+        node: config.node_name.clone(),
+        mode: "ebpf".into(),
+        version: env!("CARGO_PKG_VERSION").into(),
+        abi: ABI_VERSION,
+        pid: std::process::id(),
+        kernel: info.kernel_release.clone(),
+        features: info
+            .features
+            .iter()
+            .map(|&(name, available)| view::FeatureView {
+                name: name.into(),
+                available,
+            })
+            .collect(),
+        programs: info
+            .programs
+            .iter()
+            .map(|program| view::ProgramView {
+                name: program.name.clone(),
+                id: program.id,
+                verified_instructions: program.verified_instructions,
+                replaced: program.replaced,
+            })
+            .collect(),
+        cgroup_root: info.cgroup_root.display().to_string(),
+        pin_dir: info.pin_dir.display().to_string(),
+        warnings: info.warnings.clone(),
+        ..view::Status::default()
+    }
+}
+
+/// The loop. Updates are taken in as many as there are, then programmed together.
+async fn drive<M: Maps>(
+    mut state: State<M>,
+    mut updates: mpsc::Receiver<Update>,
+    mut requests: mpsc::Receiver<Request>,
+    mut answer: impl FnMut(&State<M>, Request),
+    mut source: SourceTask,
+) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut batch = Vec::new();
+    let mut pause = RETRY.0;
+    loop {
+        let retry = state.wants_retry().then_some(pause);
+        let release = state
+            .next_release()
+            .map(|at| Duration::from_millis(at.saturating_sub(state.now_ms())));
+        let ready = state.ready_in();
+        tokio::select! {
+            biased;
+            _ = terminate.recv() => return Ok(()),
+            _ = interrupt.recv() => return Ok(()),
+            ended = &mut source => return ended.context("the source failed")?,
+            Some(request) = requests.recv() => answer(&state, request),
+            n = updates.recv_many(&mut batch, QUEUE), if !updates.is_closed() || !updates.is_empty() => {
+                if n > 0 {
+                    for update in batch.drain(..) {
+                        state.take(update);
+                    }
+                    state.sync();
+                }
+            }
+            () = tokio::time::sleep(retry.unwrap_or_default()), if retry.is_some() => {
+                state.retry();
+                pause = if state.wants_retry() { (pause * 2).min(RETRY.1) } else { RETRY.0 };
+            }
+            () = tokio::time::sleep(release.unwrap_or_default()), if release.is_some() => state.release(),
+            () = tokio::time::sleep(ready.unwrap_or_default()), if ready.is_some() => state.sync(),
+        }
+    }
+}

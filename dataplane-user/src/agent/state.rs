@@ -1,0 +1,448 @@
+//! The agent without its surroundings: updates in, programmed services and answers out. Nothing here waits.
+
+use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use dataplane_common::abi::{BackendStats, algorithm, frontend_kind};
+use dataplane_model::program::{AppliedService, Maps, Outcome, ProgramError, Programmer};
+use dataplane_model::{BackendState, Event, Family, Model, Problem, ServiceKey, SetBackend};
+use jiff::Timestamp;
+use tracing::{error, info, warn};
+
+use super::health::Health;
+use super::metrics::{FamilyLabel, KindLabel, Metrics};
+use super::view::{BackendView, FrontendView, ServiceView, SourceView};
+use crate::source::{Kind, Update};
+
+/// Problems that `beeline status` shows.
+const SHOWN_PROBLEMS: usize = 20;
+/// How long the first sync waits for this node's object.
+const NODE_WAIT: Duration = Duration::from_secs(5);
+/// Problems that are remembered so as not to be logged again.
+const REMEMBERED_PROBLEMS: usize = 10_000;
+
+/// What the servers share with the loop.
+#[derive(Debug)]
+pub struct Shared {
+    health: Mutex<Health>,
+    /// Metrics.
+    pub metrics: Metrics,
+}
+
+impl Shared {
+    /// See [`Health::new`].
+    #[must_use]
+    pub fn new(eligible: bool) -> Arc<Self> {
+        Arc::new(Self {
+            health: Mutex::new(Health::new(eligible)),
+            metrics: Metrics::default(),
+        })
+    }
+
+    /// The health; a panic elsewhere while it was held leaves it as usable as before.
+    pub fn health(&self) -> MutexGuard<'_, Health> {
+        self.health.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Why a service is not as desired.
+#[derive(Debug)]
+struct Failure {
+    text: String,
+    /// The kernel refused. (A set that does not fit is the operator's to mend and leaves the node healthy.)
+    refused: bool,
+}
+
+/// The agent's state.
+#[derive(Debug)]
+pub struct State<M> {
+    model: Model,
+    programmer: Programmer<M>,
+    shared: Arc<Shared>,
+    node_name: String,
+    start: Instant,
+    listed: HashSet<Kind>,
+    sources: BTreeMap<&'static str, Option<String>>,
+    synced: bool,
+    last_sync: Option<Timestamp>,
+    failing: BTreeMap<ServiceKey, Failure>,
+    shown: VecDeque<Problem>,
+    known: HashSet<Problem>,
+}
+
+impl<M: Maps> State<M> {
+    /// Nothing is known yet; the kernel is left as it is.
+    pub fn new(node_name: &str, programmer: Programmer<M>, shared: Arc<Shared>) -> Self {
+        Self {
+            model: Model::new(node_name),
+            programmer,
+            shared,
+            node_name: node_name.into(),
+            start: Instant::now(),
+            listed: HashSet::new(),
+            sources: BTreeMap::new(),
+            synced: false,
+            last_sync: None,
+            failing: BTreeMap::new(),
+            shown: VecDeque::new(),
+            known: HashSet::new(),
+        }
+    }
+
+    /// Milliseconds on the programmer's clock.
+    #[must_use]
+    pub fn now_ms(&self) -> u64 {
+        u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// True after the first complete sync.
+    #[must_use]
+    pub const fn synced(&self) -> bool {
+        self.synced
+    }
+
+    /// Takes an update in. Programming follows with [`Self::sync`].
+    pub fn take(&mut self, update: Update) {
+        match update {
+            Update::Event(event) => {
+                self.count(&event);
+                if let Event::NodeApplied(node) = &event
+                    && node.metadata.name.as_deref() == Some(&self.node_name)
+                {
+                    self.shared.health().node(node);
+                }
+                if let Event::NodesReplaced(nodes) = &event
+                    && let Some(node) = nodes
+                        .iter()
+                        .find(|n| n.metadata.name.as_deref() == Some(&self.node_name))
+                {
+                    self.shared.health().node(node);
+                }
+                for problem in self.model.apply(event) {
+                    self.problem(problem);
+                }
+            }
+            Update::Listed(kind) => {
+                self.listed.insert(kind);
+                self.sources.entry(kind.name()).or_insert(None);
+                self.shared
+                    .metrics
+                    .source_up
+                    .get_or_create(&KindLabel { kind: kind.name() })
+                    .set(1);
+            }
+            Update::Problem(problem) => self.problem(problem),
+            Update::State { kind, error } => {
+                match &error {
+                    Some(error) => {
+                        warn!(kind = kind.name(), %error, "source fails; what is programmed stays in force");
+                    }
+                    None => info!(kind = kind.name(), "source works again"),
+                }
+                let up = i64::from(error.is_none());
+                self.shared
+                    .metrics
+                    .source_up
+                    .get_or_create(&KindLabel { kind: kind.name() })
+                    .set(up);
+                self.sources.insert(kind.name(), error);
+            }
+        }
+    }
+
+    fn count(&self, event: &Event) {
+        let many = |n: usize| u64::try_from(n).unwrap_or(u64::MAX);
+        let metrics = &self.shared.metrics;
+        match event {
+            Event::ServiceApplied(_) | Event::ServiceDeleted { .. } => metrics.service_changes.inc(),
+            Event::ServicesReplaced(list) => metrics.service_changes.inc_by(many(list.len())),
+            Event::SliceApplied(_) | Event::SliceDeleted { .. } => metrics.endpoint_changes.inc(),
+            Event::SlicesReplaced(list) => metrics.endpoint_changes.inc_by(many(list.len())),
+            _ => 0,
+        };
+    }
+
+    /// Says a problem once, however often the object comes again.
+    fn problem(&mut self, problem: Problem) {
+        self.shared.metrics.object_problems.inc();
+        if self.known.len() >= REMEMBERED_PROBLEMS {
+            self.known.clear();
+        }
+        if self.known.insert(problem.clone()) {
+            warn!(object = %problem.object, "{}", problem.message);
+            self.shown.retain(|shown| *shown != problem);
+            self.shown.push_back(problem);
+            if self.shown.len() > SHOWN_PROBLEMS {
+                self.shown.pop_front();
+            }
+        }
+    }
+
+    /// True once Services and endpoint slices have both been listed completely: before that nothing is programmed, and
+    /// what an earlier agent programmed stays. The Node is waited for, too, but not for long: it only gives the zone.
+    #[must_use]
+    pub fn ready(&self) -> bool {
+        let objects = self.listed.contains(&Kind::Service) && self.listed.contains(&Kind::EndpointSlice);
+        objects && (self.listed.contains(&Kind::Node) || self.synced || self.start.elapsed() >= NODE_WAIT)
+    }
+
+    /// When [`Self::ready`] may become true by itself, from now.
+    #[must_use]
+    pub fn ready_in(&self) -> Option<Duration> {
+        (!self.synced)
+            .then(|| NODE_WAIT.saturating_sub(self.start.elapsed()))
+            .filter(|wait| !wait.is_zero())
+    }
+
+    /// Programs what changed. The first time, what nobody claims any more is removed, too.
+    pub fn sync(&mut self) {
+        if !self.ready() {
+            return;
+        }
+        let dirty = self.model.take_dirty();
+        let first = !self.synced;
+        if dirty.is_empty() && !first {
+            return;
+        }
+        let begun = Instant::now();
+        for family in [Family::V4, Family::V6] {
+            if first || dirty.iter().any(|key| key.family == family) {
+                let at = Timestamp::now();
+                self.shared.health().queued(family, begun, at);
+                self.shared
+                    .metrics
+                    .last_queued
+                    .get_or_create(&label(family))
+                    .set(unix_seconds(at));
+            }
+        }
+        let now = self.now_ms();
+        let changes = dirty.into_iter().map(|key| {
+            let desired = self.model.desired(&key);
+            (key, desired)
+        });
+        let outcome = self.programmer.reconcile(changes.collect::<Vec<_>>(), now);
+        let (applied, failed) = (outcome.applied, outcome.failed.len());
+        self.finish(outcome, begun);
+        if first {
+            let pruned = self.programmer.prune(now).applied;
+            self.synced = true;
+            let (services, slices) = self.model.object_counts();
+            let took = begun.elapsed();
+            info!(
+                services,
+                slices,
+                applied,
+                failed,
+                pruned,
+                ?took,
+                "first sync done"
+            );
+        }
+    }
+
+    /// Tries again what failed; prunes what could not be pruned.
+    pub fn retry(&mut self) {
+        if self.synced && (self.programmer.pending().next().is_some() || self.programmer.has_unclaimed()) {
+            let begun = Instant::now();
+            let now = self.now_ms();
+            let outcome = self.programmer.retry(now);
+            self.programmer.prune(now);
+            self.finish(outcome, begun);
+        }
+    }
+
+    /// True if something waits for [`Self::retry`].
+    #[must_use]
+    pub fn wants_retry(&self) -> bool {
+        self.programmer.pending().next().is_some() || (self.synced && self.programmer.has_unclaimed())
+    }
+
+    /// When resting ids can be released, on the clock of [`Self::now_ms`].
+    #[must_use]
+    pub fn next_release(&self) -> Option<u64> {
+        self.programmer.next_release()
+    }
+
+    /// Releases what has rested.
+    pub fn release(&mut self) {
+        let now = self.now_ms();
+        self.programmer.release(now);
+        self.shared.metrics.set_fill(&self.programmer.usage());
+    }
+
+    fn finish(&mut self, outcome: Outcome, begun: Instant) {
+        let mut before = std::mem::take(&mut self.failing);
+        for (key, error) in outcome.failed {
+            self.shared.metrics.program_error(error.map());
+            let failure = Failure {
+                text: error.to_string(),
+                refused: !matches!(error, ProgramError::Full { .. }),
+            };
+            if before.remove(&key).is_none_or(|known| known.text != failure.text) {
+                let map = error.map();
+                error!(service = %key, map, "cannot be programmed, its old backends stay in force: {}", failure.text);
+            }
+            self.failing.insert(key, failure);
+        }
+        let pending: HashSet<&ServiceKey> = self.programmer.pending().collect();
+        for (key, failure) in before {
+            if pending.contains(&key) {
+                self.failing.insert(key, failure);
+            } else {
+                info!(service = %key, "is programmed now");
+            }
+        }
+        let refused = self.failing.iter().filter(|(_, failure)| failure.refused);
+        let broken: HashSet<Family> = refused.map(|(key, _)| key.family).collect();
+
+        let at = Timestamp::now();
+        let metrics = &self.shared.metrics;
+        for family in [Family::V4, Family::V6] {
+            if !broken.contains(&family) {
+                self.shared.health().updated(family, at);
+                metrics
+                    .last_sync
+                    .get_or_create(&label(family))
+                    .set(unix_seconds(at));
+                self.last_sync = Some(at);
+            }
+        }
+        metrics
+            .services_failing
+            .set(i64::try_from(self.failing.len()).unwrap_or(i64::MAX));
+        metrics.sync_duration.observe(begun.elapsed().as_secs_f64());
+        metrics.set_fill(&self.programmer.usage());
+    }
+
+    /// Every service that the kernel holds.
+    pub fn services(&self, stats: impl Fn(u32) -> Option<BackendStats>) -> Vec<ServiceView> {
+        self.programmer
+            .services()
+            .iter()
+            .map(|service| view(service, &stats))
+            .collect()
+    }
+
+    /// Where objects come from, the last sync, what fails: for `beeline status`.
+    pub fn fill_status(&self, status: &mut super::view::Status) {
+        status.synced = self.synced;
+        status.last_sync = self.last_sync.map(|at| at.to_string());
+        status.zone = self.model.zone().map(Into::into);
+        (status.services, status.endpoint_slices) = self.model.object_counts();
+        status.sources = self
+            .sources
+            .iter()
+            .map(|(kind, error)| SourceView {
+                kind: (*kind).into(),
+                error: error.clone(),
+            })
+            .collect();
+        status.failing = self
+            .failing
+            .iter()
+            .map(|(key, failure)| format!("{key}: {}", failure.text))
+            .collect();
+        status.problems = self.shown.iter().map(ToString::to_string).collect();
+        status.maps = self.programmer.usage().iter().map(Into::into).collect();
+    }
+}
+
+const fn label(family: Family) -> FamilyLabel {
+    FamilyLabel {
+        ip_family: match family {
+            Family::V4 => "IPv4",
+            Family::V6 => "IPv6",
+        },
+    }
+}
+
+fn unix_seconds(at: Timestamp) -> f64 {
+    at.as_duration().as_secs_f64()
+}
+
+fn view(service: &AppliedService, stats: &impl Fn(u32) -> Option<BackendStats>) -> ServiceView {
+    let key = service.key.as_ref();
+    let first = service.frontends.keys().next();
+    let protocol = first.and_then(|f| dataplane_model::Protocol::from_number(f.protocol));
+    let mut backends: BTreeMap<u32, (SetBackend, Vec<&'static str>)> = BTreeMap::new();
+    for (set, members) in [("cluster", &service.cluster), ("local", &service.local)] {
+        for (id, member) in members {
+            backends.entry(*id).or_insert((*member, Vec::new())).1.push(set);
+        }
+    }
+    let mut backends: Vec<(u32, SetBackend, Vec<&'static str>)> = backends
+        .into_iter()
+        .map(|(id, (member, sets))| (id, member, sets))
+        .collect();
+    backends.sort_by_key(|(_, member, _)| member.backend);
+    ServiceView {
+        namespace: key.map(|k| k.service.namespace.to_string()).unwrap_or_default(),
+        name: key.map(|k| k.service.name.to_string()).unwrap_or_default(),
+        port: key.map(|k| k.port_name.to_string()).unwrap_or_default(),
+        protocol: key
+            .map(|k| k.protocol)
+            .or(protocol)
+            .map(|p| p.to_string())
+            .unwrap_or_default(),
+        family: key
+            .map(|k| k.family)
+            .or(first.map(|f| Family::of(f.addr)))
+            .map(|f| f.to_string())
+            .unwrap_or_default(),
+        algorithm: algorithm_name(service.config.algorithm).into(),
+        frontends: service
+            .frontends
+            .iter()
+            .map(|(frontend, kind)| FrontendView {
+                address: frontend.addr.to_string(),
+                port: frontend.port.to_host(),
+                kind: kind_name(*kind).into(),
+            })
+            .collect(),
+        backends: backends
+            .into_iter()
+            .map(|(id, member, sets)| {
+                let stats = stats(id).unwrap_or_default();
+                BackendView {
+                    address: member.backend.addr.to_string(),
+                    port: member.backend.port.to_host(),
+                    state: match member.state {
+                        BackendState::Active => "active",
+                        BackendState::Terminating => "terminating",
+                    }
+                    .into(),
+                    local: member.local,
+                    sets: sets.into_iter().map(Into::into).collect(),
+                    weight: 1,
+                    active_connections: stats.connections.saturating_sub(stats.closed),
+                    total_connections: stats.connections,
+                    datagrams: stats.datagrams,
+                }
+            })
+            .collect(),
+    }
+}
+
+const fn algorithm_name(number: u32) -> &'static str {
+    match number {
+        algorithm::RANDOM => "random",
+        algorithm::ROUND_ROBIN => "round-robin",
+        algorithm::MAGLEV => "maglev",
+        algorithm::SOURCE_HASH => "source-hash",
+        algorithm::LEAST_CONN => "least-conn",
+        _ => "unknown",
+    }
+}
+
+const fn kind_name(number: u8) -> &'static str {
+    match number {
+        frontend_kind::CLUSTER_IP => "ClusterIP",
+        frontend_kind::NODE_PORT => "NodePort",
+        frontend_kind::EXTERNAL_IP => "ExternalIP",
+        frontend_kind::LOAD_BALANCER => "LoadBalancer",
+        frontend_kind::HOST_PORT => "HostPort",
+        _ => "unknown",
+    }
+}

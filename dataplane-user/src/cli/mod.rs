@@ -1,0 +1,214 @@
+//! The command line.
+
+mod client;
+mod show;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use tracing_subscriber::EnvFilter;
+
+use crate::agent::view::{Services, Status};
+use crate::config::{AgentArgs, AgentConfig, STATE_DIR};
+use crate::{agent, kernel};
+
+/// Exit code for a command line or a configuration that cannot be used (EX_USAGE of sysexits.h).
+const USAGE: u8 = 64;
+
+/// eBPF in place of kube-proxy and flannel
+#[derive(Debug, Parser)]
+#[command(name = "beeline", version, arg_required_else_help = true)]
+struct Cli {
+    #[command(flatten)]
+    log: LogArgs,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Args)]
+struct LogArgs {
+    /// What is logged: off, error, warn, info, debug, trace, or a filter such as info,dataplane_user=debug
+    #[arg(long, global = true, default_value = "info", env = "BEELINE_LOG")]
+    log_level: String,
+    /// How it is logged
+    #[arg(long, global = true, value_enum, default_value_t = LogFormat::Text)]
+    log_format: LogFormat,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum LogFormat {
+    Text,
+    Json,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the node daemon
+    Agent(Box<AgentArgs>),
+    /// Run a small Kubernetes API for machines without one
+    ControlPlane(Box<beeline_control_plane::config::Config>),
+    /// Services as the kernel has them
+    #[command(subcommand)]
+    Service(ListCommand),
+    /// Backends as the kernel has them
+    #[command(subcommand)]
+    Backend(ListCommand),
+    /// What the agent of this node does
+    Status(ShowArgs),
+    /// Remove every trace of Beeline from the kernel
+    Cleanup(CleanupArgs),
+    /// Print the version
+    Version,
+}
+
+#[derive(Debug, Subcommand)]
+enum ListCommand {
+    /// List them
+    List(ShowArgs),
+}
+
+#[derive(Debug, Args)]
+struct ShowArgs {
+    /// Output format
+    #[arg(short, long, value_enum, default_value_t = Output::Text)]
+    output: Output,
+    /// State directory of the agent
+    #[arg(long, default_value = STATE_DIR)]
+    state_dir: PathBuf,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+enum Output {
+    Text,
+    Wide,
+    Json,
+}
+
+#[derive(Debug, Args)]
+struct CleanupArgs {
+    /// Directory on a bpffs that the agent used [default: beeline/ where a bpffs is mounted]
+    #[arg(long)]
+    bpffs_root: Option<PathBuf>,
+    /// Accepted for symmetry with `agent`: what is attached to the cgroup goes with its link below --bpffs-root
+    #[arg(long)]
+    cgroup_root: Option<PathBuf>,
+    /// State directory of the agent
+    #[arg(long, default_value = STATE_DIR)]
+    state_dir: PathBuf,
+}
+
+/// Runs what the arguments say.
+#[must_use]
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let _closed = error.print();
+            // help and version are no errors
+            return if error.use_stderr() {
+                ExitCode::from(USAGE)
+            } else {
+                ExitCode::SUCCESS
+            };
+        }
+    };
+    if let Err(error) = start_log(&cli.log) {
+        eprintln!("error: {error:#}");
+        return ExitCode::from(USAGE);
+    }
+    match run(cli.command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn start_log(args: &LogArgs) -> anyhow::Result<()> {
+    let filter = EnvFilter::try_new(&args.log_level)
+        .map_err(|error| anyhow::anyhow!("--log-level {}: {error}", args.log_level))?;
+    let subscriber = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
+    match args.log_format {
+        LogFormat::Text => {
+            subscriber
+                .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
+                .with_target(false)
+                .init();
+        }
+        LogFormat::Json => subscriber.json().init(),
+    }
+    Ok(())
+}
+
+fn run(command: Command) -> anyhow::Result<()> {
+    // The work of the agent is short and in order: one thread needs less memory and no locks.
+    let single = || tokio::runtime::Builder::new_current_thread().enable_all().build();
+    match command {
+        Command::Agent(args) => single()?.block_on(agent::run(AgentConfig::try_from(*args)?)),
+        Command::ControlPlane(config) => tokio::runtime::Runtime::new()?
+            .block_on(async { beeline_control_plane::run::run(*config, stop_signal()?).await }),
+        Command::Service(ListCommand::List(args)) => {
+            let services: Services = single()?.block_on(client::get(&args.state_dir, "/services"))?;
+            show::print(&args.output_of(&services, |wide| show::services(&services, wide))?)
+        }
+        Command::Backend(ListCommand::List(args)) => {
+            let services: Services = single()?.block_on(client::get(&args.state_dir, "/services"))?;
+            let backends = show::backends(&services);
+            show::print(&args.output_of(&backends, |_| show::backend_table(&backends))?)
+        }
+        Command::Status(args) => {
+            let status: Status = single()?.block_on(client::get(&args.state_dir, "/status"))?;
+            show::print(&args.output_of(&status, |_| show::status(&status))?)
+        }
+        Command::Cleanup(args) => clean_up(&args),
+        Command::Version => show::print(&format!("beeline {}\n", env!("CARGO_PKG_VERSION"))),
+    }
+}
+
+impl ShowArgs {
+    fn output_of<T: serde::Serialize>(
+        &self,
+        value: &T,
+        text: impl FnOnce(bool) -> String,
+    ) -> anyhow::Result<String> {
+        Ok(match self.output {
+            Output::Json => format!("{}\n", serde_json::to_string_pretty(value)?),
+            Output::Text => text(false),
+            Output::Wide => text(true),
+        })
+    }
+}
+
+/// Ends at the first SIGTERM or SIGINT.
+fn stop_signal() -> anyhow::Result<impl Future<Output = ()>> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    })
+}
+
+fn clean_up(args: &CleanupArgs) -> anyhow::Result<()> {
+    agent::check_stopped(&args.state_dir)?;
+    let root = match &args.bpffs_root {
+        Some(path) => path.clone(),
+        None => kernel::mounts::discover_or_mount_bpffs()?.join("beeline"),
+    };
+    let mut removed = kernel::cleanup(&root)?;
+    removed.extend(agent::remove_state(&args.state_dir)?);
+    let mut text = String::new();
+    for path in &removed {
+        text.push_str(&format!("removed {path}\n"));
+    }
+    if removed.is_empty() {
+        text = format!("nothing of Beeline is left below {}\n", root.display());
+    }
+    show::print(&text)
+}

@@ -1,0 +1,308 @@
+//! Text for people. JSON is for programs.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::io::Write as _;
+
+use serde::Serialize;
+
+use crate::agent::view::{BackendView, FrontendView, ServiceView, Services, Status};
+
+/// Writes to standard output; that the reader has gone away (`| head`) is no error.
+pub(super) fn print(text: &str) -> anyhow::Result<()> {
+    match std::io::stdout().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error.into()),
+        _ => Ok(()),
+    }
+}
+
+fn socket(address: &str, port: u16) -> String {
+    if address.contains(':') {
+        format!("[{address}]:{port}")
+    } else {
+        format!("{address}:{port}")
+    }
+}
+
+/// Left-aligned columns, two spaces apart, as wide as their longest cell.
+fn table(rows: &[Vec<String>]) -> String {
+    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let width = |i: usize| {
+        rows.iter()
+            .filter_map(|row| row.get(i))
+            .map(|cell| cell.chars().count())
+            .max()
+            .unwrap_or(0)
+    };
+    let widths: Vec<usize> = (0..columns).map(width).collect();
+    let mut out = String::new();
+    for row in rows {
+        let mut line = String::new();
+        for (cell, width) in row.iter().zip(&widths) {
+            // writing to a String does not fail
+            let _: std::fmt::Result = write!(line, "{cell:width$}  ");
+        }
+        out.push_str(line.trim_end());
+        out.push('\n');
+    }
+    out
+}
+
+fn name(service: &ServiceView) -> String {
+    if service.name.is_empty() {
+        return "(left from an earlier agent)".into();
+    }
+    let port = if service.port.is_empty() {
+        String::new()
+    } else {
+        format!(":{}", service.port)
+    };
+    format!("{}/{}{port}", service.namespace, service.name)
+}
+
+/// In the spirit of `ipvsadm -ln`.
+pub(super) fn services(services: &Services, wide: bool) -> String {
+    let header = [
+        "PROT",
+        "FRONTEND",
+        "ALGORITHM",
+        "SERVICE",
+        "STATE",
+        "WEIGHT",
+        "ACTIVECONN",
+        "TOTALCONN",
+    ];
+    let mut rows = vec![header.map(String::from).to_vec()];
+    if wide {
+        rows[0].extend(["DATAGRAMS".into(), "SETS".into(), "NODE".into()]);
+    }
+    for service in &services.services {
+        let head = |frontend: &FrontendView| {
+            vec![
+                service.protocol.clone(),
+                socket(&frontend.address, frontend.port),
+                service.algorithm.clone(),
+                name(service),
+                frontend.kind.clone(),
+            ]
+        };
+        rows.extend(service.frontends.iter().map(head));
+        let none = || vec![String::new(), "  (no usable backend)".into()];
+        if service.backends.is_empty() {
+            rows.push(none());
+        }
+        for backend in &service.backends {
+            let mut row = vec![
+                String::new(),
+                format!("  -> {}", socket(&backend.address, backend.port)),
+                String::new(),
+                String::new(),
+                backend.state.clone(),
+                backend.weight.to_string(),
+                backend.active_connections.to_string(),
+                backend.total_connections.to_string(),
+            ];
+            if wide {
+                let node = if backend.local { "this" } else { "other" };
+                row.extend([backend.datagrams.to_string(), backend.sets.join(","), node.into()]);
+            }
+            rows.push(row);
+        }
+    }
+    table(&rows)
+}
+
+/// A backend with the services that use it.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct SharedBackend {
+    protocol: String,
+    #[serde(flatten)]
+    backend: BackendView,
+    services: Vec<String>,
+}
+
+/// Every backend once.
+pub(super) fn backends(services: &Services) -> Vec<SharedBackend> {
+    let mut out: BTreeMap<(String, String, u16), SharedBackend> = BTreeMap::new();
+    for service in &services.services {
+        for backend in &service.backends {
+            let key = (service.protocol.clone(), backend.address.clone(), backend.port);
+            let shared = out.entry(key).or_insert_with(|| SharedBackend {
+                protocol: service.protocol.clone(),
+                backend: backend.clone(),
+                services: Vec::new(),
+            });
+            shared.services.push(name(service));
+        }
+    }
+    out.into_values().collect()
+}
+
+pub(super) fn backend_table(backends: &[SharedBackend]) -> String {
+    let header = [
+        "PROT",
+        "BACKEND",
+        "STATE",
+        "ACTIVECONN",
+        "TOTALCONN",
+        "DATAGRAMS",
+        "SERVICES",
+    ];
+    let mut rows = vec![header.map(String::from).to_vec()];
+    rows.extend(backends.iter().map(|shared| {
+        let backend = &shared.backend;
+        vec![
+            shared.protocol.clone(),
+            socket(&backend.address, backend.port),
+            backend.state.clone(),
+            backend.active_connections.to_string(),
+            backend.total_connections.to_string(),
+            backend.datagrams.to_string(),
+            shared.services.join(","),
+        ]
+    }));
+    table(&rows)
+}
+
+pub(super) fn status(status: &Status) -> String {
+    let mut rows: Vec<Vec<String>> = Vec::new();
+    let mut add = |key: &str, value: String| rows.push(vec![format!("{key}:"), value]);
+    add(
+        "Node",
+        status.zone.as_ref().map_or_else(
+            || status.node.clone(),
+            |zone| format!("{} (zone {zone})", status.node),
+        ),
+    );
+    add(
+        "Mode",
+        format!(
+            "{}, version {}, ABI {}, pid {}",
+            status.mode, status.version, status.abi, status.pid
+        ),
+    );
+    add("Kernel", status.kernel.clone());
+    for feature in &status.features {
+        add(
+            "  feature",
+            format!(
+                "{}: {}",
+                feature.name,
+                if feature.available { "yes" } else { "no" }
+            ),
+        );
+    }
+    add("Cgroup", status.cgroup_root.clone());
+    add("Pins", status.pin_dir.clone());
+    let synced = if status.synced { "yes" } else { "not yet" };
+    add(
+        "Synced",
+        format!(
+            "{synced}, last {}",
+            status.last_sync.as_deref().unwrap_or("never")
+        ),
+    );
+    add(
+        "Objects",
+        format!(
+            "{} Services, {} EndpointSlices",
+            status.services, status.endpoint_slices
+        ),
+    );
+    for source in &status.sources {
+        add(
+            "  source",
+            format!("{}: {}", source.kind, source.error.as_deref().unwrap_or("ok")),
+        );
+    }
+    for map in &status.maps {
+        add("Map", format!("{} {} of {}", map.name, map.used, map.max));
+    }
+    for program in &status.programs {
+        let how = if program.replaced { "replaced" } else { "attached" };
+        let instructions = program.verified_instructions;
+        add(
+            "Program",
+            format!(
+                "{} id {} {how}, {instructions} verified instructions",
+                program.name, program.id
+            ),
+        );
+    }
+    for (counter, value) in status.counters.iter().filter(|(_, value)| **value > 0) {
+        add("Counter", format!("{counter} {value}"));
+    }
+    for (key, list) in [
+        ("Failing", &status.failing),
+        ("Problem", &status.problems),
+        ("Warning", &status.warnings),
+    ] {
+        for text in list {
+            add(key, text.clone());
+        }
+    }
+    table(&rows)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sample() -> Services {
+        let backend = |address: &str, active, total| BackendView {
+            address: address.into(),
+            port: 8080,
+            state: "active".into(),
+            local: false,
+            sets: vec!["cluster".into()],
+            weight: 1,
+            active_connections: active,
+            total_connections: total,
+            datagrams: 0,
+        };
+        let service = |name: &str, backends| ServiceView {
+            namespace: "default".into(),
+            name: name.into(),
+            port: "http".into(),
+            protocol: "TCP".into(),
+            family: "IPv4".into(),
+            algorithm: "random".into(),
+            frontends: vec![FrontendView {
+                address: "10.96.0.9".into(),
+                port: 80,
+                kind: "ClusterIP".into(),
+            }],
+            backends,
+        };
+        Services {
+            services: vec![
+                service("web", vec![backend("10.1.0.2", 1, 12), backend("fd00::2", 0, 3)]),
+                service("none", vec![]),
+            ],
+        }
+    }
+
+    #[test]
+    fn services_are_listed_with_their_backends() {
+        let expected = "\
+PROT  FRONTEND               ALGORITHM  SERVICE            STATE      WEIGHT  ACTIVECONN  TOTALCONN
+TCP   10.96.0.9:80           random     default/web:http   ClusterIP
+        -> 10.1.0.2:8080                                   active     1       1           12
+        -> [fd00::2]:8080                                  active     1       0           3
+TCP   10.96.0.9:80           random     default/none:http  ClusterIP
+        (no usable backend)
+";
+        assert_eq!(services(&sample(), false), expected);
+    }
+
+    #[test]
+    fn a_backend_is_listed_once_with_all_its_services() {
+        let mut all = sample();
+        let again = all.services[0].backends[0].clone();
+        all.services[1].backends.push(again);
+        let list = backends(&all);
+        assert_eq!(list.len(), 2);
+        assert_eq!(list[0].services, ["default/web:http", "default/none:http"]);
+        assert!(backend_table(&list).contains("default/web:http,default/none:http"));
+    }
+}
