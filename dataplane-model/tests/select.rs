@@ -161,6 +161,19 @@ const CASES: &[Case] = &[
     Case { name: "both Local, some local", service: "itp etp nodeport", zone: A, endpoints: &["R n1", "R n2"], cluster: &[1, 2], local: &[1], reachable: &[1, 2], has_any: true },
     Case { name: "both Local, all remote", service: "itp etp lb", zone: A, endpoints: &["R n2"], cluster: &[1], local: &[], reachable: &[1], has_any: true },
     Case { name: "both Local without external access: no cluster set", service: "itp etp", zone: A, endpoints: &["R n1", "R n2"], cluster: &[], local: &[1], reachable: &[1], has_any: true },
+    // hints and policies, hints and readiness
+    Case { name: "hints filter external traffic too", service: "nodeport", zone: A, endpoints: &["R n1 z=a", "R n2 z=b"], cluster: &[1], local: &[], reachable: &[1], has_any: true },
+    Case { name: "a local endpoint is no exception from hints", service: "", zone: A, endpoints: &["R n1 z=b", "R n2 z=a"], cluster: &[2], local: &[], reachable: &[2], has_any: true },
+    Case { name: "a terminating endpoint without hints does not disable hints", service: "", zone: A, endpoints: &["R n1 z=a", "R n2 z=b", "T n3"], cluster: &[1], local: &[], reachable: &[1], has_any: true },
+    Case { name: "a terminating endpoint in the zone does not enable hints", service: "", zone: A, endpoints: &["T n1 z=a", "R n2 z=b"], cluster: &[2], local: &[], reachable: &[2], has_any: true },
+    Case { name: "hints of both kinds, neither on all: no filter", service: "", zone: A, endpoints: &["R n1 n=n1", "R n2 z=a"], cluster: &[1, 2], local: &[], reachable: &[1, 2], has_any: true },
+    Case { name: "node hints: the fallback knows none", service: "", zone: A, endpoints: &["T n1 n=n1", "T n2 n=n2"], cluster: &[1, 2], local: &[], reachable: &[1, 2], has_any: true },
+    Case { name: "eTP Local, hints for this node elsewhere", service: "etp nodeport", zone: A, endpoints: &["R n2 n=n1", "R n1 n=n2"], cluster: &[1], local: &[2], reachable: &[1, 2], has_any: true },
+    Case { name: "eTP Local, hints, local ones terminate", service: "etp lb", zone: A, endpoints: &["T n1", "R n2 z=a", "R n3 z=b"], cluster: &[2], local: &[1], reachable: &[1, 2], has_any: true },
+    Case { name: "eTP Local, hints, none local", service: "etp nodeport", zone: A, endpoints: &["R n2 z=a", "R n3 z=b"], cluster: &[1], local: &[], reachable: &[1], has_any: true },
+    Case { name: "eTP Local, ready here, terminating elsewhere", service: "etp eip", zone: A, endpoints: &["R n1", "T n2"], cluster: &[1], local: &[1], reachable: &[1], has_any: true },
+    Case { name: "both Local, local terminating, others ready and terminating", service: "itp etp nodeport", zone: A, endpoints: &["T n1", "R n2", "T n3"], cluster: &[2], local: &[1], reachable: &[1, 2], has_any: true },
+    Case { name: "eTP Local, terminating elsewhere only", service: "etp nodeport", zone: A, endpoints: &["T n2", "N n1"], cluster: &[1], local: &[], reachable: &[1], has_any: true },
 ];
 
 #[test]
