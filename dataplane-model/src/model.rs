@@ -1,6 +1,7 @@
 //! The cluster as this node sees it: events in, desired services out. An event costs what the services that it touches
 //! cost, not what the cluster costs.
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
@@ -344,13 +345,14 @@ impl Model {
             .flatten()
             .map(|(_, slice)| slice);
         let mut out: Vec<Candidate> = Vec::new();
-        let mut seen: HashMap<BackendKey, usize> = HashMap::new();
+        let mut seen = Seen::default();
         for slice in slices.filter(|s| s.family == key.family) {
             let ports = slice
                 .ports
                 .iter()
                 .filter(|p| p.protocol == key.protocol && p.name == key.port_name);
             for port in ports {
+                out.reserve(slice.endpoints.len());
                 for endpoint in &slice.endpoints {
                     let zone_hint = match (&endpoint.zone_hints, &self.zone) {
                         (None, _) => Hint::None,
@@ -374,18 +376,42 @@ impl Model {
                         },
                         zone_hint,
                     };
-                    match seen.get(&candidate.backend) {
-                        None => {
-                            seen.insert(candidate.backend, out.len());
-                            out.push(candidate);
-                        }
-                        Some(&at) if !candidate.terminating => out[at] = candidate,
+                    match seen.find_or_add(candidate.backend, &out) {
+                        None => out.push(candidate),
+                        Some(at) if !candidate.terminating => out[at] = candidate,
                         Some(_) => {}
                     }
                 }
             }
         }
         out
+    }
+}
+
+/// Where the candidates found so far are. Most services have a handful, for which a look at each is cheaper than a table.
+#[derive(Default)]
+struct Seen {
+    table: HashMap<BackendKey, usize>,
+}
+
+impl Seen {
+    const FEW: usize = 16;
+
+    /// Where `backend` is among `found`; if it is not, it is taken to become the next.
+    fn find_or_add(&mut self, backend: BackendKey, found: &[Candidate]) -> Option<usize> {
+        if found.len() < Self::FEW {
+            return found.iter().position(|c| c.backend == backend);
+        }
+        if self.table.is_empty() {
+            self.table = found.iter().enumerate().map(|(i, c)| (c.backend, i)).collect();
+        }
+        match self.table.entry(backend) {
+            Entry::Occupied(entry) => Some(*entry.get()),
+            Entry::Vacant(entry) => {
+                entry.insert(found.len());
+                None
+            }
+        }
     }
 }
 
@@ -421,12 +447,9 @@ fn frontends_of<'a>(
     name: &'a ObjectName,
     service: &'a ServiceObject,
 ) -> impl Iterator<Item = (FrontendKey, ServiceKey)> + 'a {
-    keys_of(name, service).filter_map(|key| {
+    let ports = service.ports.iter().cycle();
+    keys_of(name, service).zip(ports).filter_map(|(key, port)| {
         let addr = service.cluster_ip[family_index(key.family)]?;
-        let port = service
-            .ports
-            .iter()
-            .find(|p| p.name == key.port_name && p.protocol == key.protocol)?;
         Some((cluster_ip_frontend(addr, port), key))
     })
 }

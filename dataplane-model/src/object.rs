@@ -37,19 +37,52 @@ impl fmt::Display for Problem {
     }
 }
 
+/// How many problems of one object are listed one by one: an object can have thousands of the same kind.
+pub const MAX_PROBLEMS: usize = 16;
+/// How many characters of a problem's message are kept: it quotes values, which can be of any length.
+pub const MAX_MESSAGE: usize = 240;
+
 /// Collects the problems of one object.
 struct Problems<'a> {
     kind: &'static str,
     name: &'a ObjectName,
     list: Vec<Problem>,
+    unlisted: usize,
 }
 
-impl Problems<'_> {
+impl<'a> Problems<'a> {
+    const fn new(kind: &'static str, name: &'a ObjectName) -> Self {
+        Self {
+            kind,
+            name,
+            list: Vec::new(),
+            unlisted: 0,
+        }
+    }
+
     fn add(&mut self, message: String) {
-        self.list.push(Problem {
-            object: format!("{} {}", self.kind, self.name),
-            message,
-        });
+        if self.list.len() == MAX_PROBLEMS {
+            self.unlisted += 1;
+        } else {
+            self.push(message);
+        }
+    }
+
+    fn push(&mut self, mut message: String) {
+        if let Some((end, _)) = message.char_indices().nth(MAX_MESSAGE) {
+            message.truncate(end);
+            message.push('…');
+        }
+        // the name is as good as the object: no line break of it may end up in a log
+        let object = format!("{} {}", self.kind, self.name).escape_debug().to_string();
+        self.list.push(Problem { object, message });
+    }
+
+    fn finish(mut self) -> Vec<Problem> {
+        if self.unlisted > 0 {
+            self.push(format!("and {} more problems", self.unlisted));
+        }
+        self.list
     }
 }
 
@@ -134,13 +167,9 @@ impl ServiceObject {
     /// If it has no name or namespace.
     pub fn parse(service: &core::Service) -> Parsed<Self> {
         let name = object_name("Service", &service.metadata)?;
-        let mut problems = Problems {
-            kind: "Service",
-            name: &name,
-            list: Vec::new(),
-        };
+        let mut problems = Problems::new("Service", &name);
         let object = Self::parse_spec(service, &mut problems);
-        let list = problems.list;
+        let list = problems.finish();
         Ok((name, object, list))
     }
 
@@ -223,7 +252,13 @@ fn cluster_ips(spec: &core::ServiceSpec, first: &str, problems: &mut Problems<'_
             Some(named) if *named != family.to_string() => {
                 problems.add(format!("cluster IP {text} is not of its family {named}"));
             }
-            _ => out[family_index(family)] = Some(ip.into()),
+            _ if ip.is_unspecified() || ip.is_multicast() => {
+                problems.add(format!("cluster IP {text} cannot be connected to"));
+            }
+            // of several the first counts, as in kube-proxy
+            _ => {
+                out[family_index(family)].get_or_insert(ip.into());
+            }
         }
     }
     out
@@ -251,11 +286,17 @@ fn service_ports(spec: &core::ServiceSpec, problems: &mut Problems<'_>) -> Box<[
             problems.add(format!("port {name:?}/{protocol} is there twice"));
             continue;
         }
+        let node_port = entry.node_port.filter(|&p| p != 0);
+        if let Some(bad) = node_port.filter(|&p| port(p).is_none()) {
+            problems.add(format!(
+                "port {name:?}: node port {bad} is not a port number (1 to 65535)"
+            ));
+        }
         out.push(ServicePort {
             name: name.into(),
             protocol,
             port: BePort::from_host(number),
-            node_port: entry.node_port.is_some_and(|p| p != 0),
+            node_port: node_port.and_then(port).is_some(),
         });
     }
     out.into()
@@ -327,13 +368,9 @@ impl SliceObject {
     /// If it has no name or namespace.
     pub fn parse(slice: &discovery::EndpointSlice, node_name: &str) -> Parsed<Self> {
         let name = object_name("EndpointSlice", &slice.metadata)?;
-        let mut problems = Problems {
-            kind: "EndpointSlice",
-            name: &name,
-            list: Vec::new(),
-        };
+        let mut problems = Problems::new("EndpointSlice", &name);
         let object = Self::parse_slice(slice, node_name, &name, &mut problems);
-        let list = problems.list;
+        let list = problems.finish();
         Ok((name, object, list))
     }
 
@@ -374,10 +411,10 @@ impl SliceObject {
                 continue;
             };
             let Some(number) = entry.port.and_then(port) else {
-                problems.add(format!(
-                    "port {port_name:?}: {} is not a port number (1 to 65535)",
-                    entry.port.unwrap_or_default()
-                ));
+                problems.add(match entry.port {
+                    Some(bad) => format!("port {port_name:?}: {bad} is not a port number (1 to 65535)"),
+                    None => format!("port {port_name:?} has no number: all ports is not supported"),
+                });
                 continue;
             };
             let Some(protocol) = Protocol::parse(entry.protocol.as_deref()) else {

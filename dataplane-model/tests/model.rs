@@ -168,7 +168,7 @@ fn bad_slices_are_named_and_the_rest_of_them_is_used() {
         ),
         (
             slice("x", "t", &good, &json!({"ports": [{"name": "p"}]})),
-            vec!["port \"p\": 0 is not a port number (1 to 65535)"],
+            vec!["port \"p\" has no number: all ports is not supported"],
             0,
         ),
         (

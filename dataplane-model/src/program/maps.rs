@@ -167,15 +167,38 @@ pub trait Maps {
     fn capacity(&self) -> Capacity;
 }
 
+/// An array of zeroes as far as it has been written.
+#[derive(Clone, Debug, Default)]
+struct Rows<T>(Vec<T>);
+
+impl<T: Copy + Default> Rows<T> {
+    fn get(&self, index: u32) -> T {
+        self.0.get(index as usize).copied().unwrap_or_default()
+    }
+
+    /// These rows, made if they are not there yet; the caller has checked the map's size.
+    fn rows(&mut self, base: u32, count: usize) -> &mut [T] {
+        let (base, end) = (base as usize, base as usize + count);
+        if self.0.len() < end {
+            self.0.resize(end, T::default());
+        }
+        &mut self.0[base..end]
+    }
+
+    fn row(&mut self, index: u32) -> &mut T {
+        &mut self.rows(index, 1)[0]
+    }
+}
+
 /// Maps in memory that behave as the kernel's do: arrays of a fixed size that start as zeroes, a hash that can be full.
 #[derive(Clone, Debug)]
 pub struct FakeMaps {
     capacity: Capacity,
     /// Content of `FRONTENDS`.
     pub frontends: HashMap<FrontendKey, FrontendValue>,
-    services: HashMap<u32, Service>,
-    slots: HashMap<u32, Slot>,
-    backends: HashMap<u32, Backend>,
+    services: Rows<Service>,
+    slots: Rows<Slot>,
+    backends: Rows<Backend>,
 }
 
 impl FakeMaps {
@@ -185,9 +208,9 @@ impl FakeMaps {
         Self {
             capacity,
             frontends: HashMap::new(),
-            services: HashMap::new(),
-            slots: HashMap::new(),
-            backends: HashMap::new(),
+            services: Rows::default(),
+            slots: Rows::default(),
+            backends: Rows::default(),
         }
     }
 }
@@ -206,11 +229,11 @@ impl Maps for FakeMaps {
         match *write {
             Write::Backend { id, row } => {
                 in_range("BACKENDS", id.into(), max.backends)?;
-                self.backends.insert(id, row);
+                *self.backends.row(id) = row;
             }
             Write::BackendState { id, state } => {
                 in_range("BACKENDS", id.into(), max.backends)?;
-                self.backends.entry(id).or_default().state = state;
+                self.backends.row(id).state = state;
             }
             Write::ResetStats { id } => in_range("BACKEND_STATS", id.into(), max.backends)?,
             Write::Slots { base, slots } => {
@@ -219,15 +242,15 @@ impl Maps for FakeMaps {
                     (u64::from(base) + slots.len() as u64).saturating_sub(1),
                     max.slots,
                 )?;
-                self.slots.extend((base..).zip(slots.iter().copied()));
+                self.slots.rows(base, slots.len()).copy_from_slice(slots);
             }
             Write::Service { id, row } => {
                 in_range("SERVICES", id.into(), max.services)?;
-                self.services.insert(id, row);
+                *self.services.row(id) = row;
             }
             Write::Set { id, which, word } => {
                 in_range("SERVICES", id.into(), max.services)?;
-                let row = self.services.entry(id).or_default();
+                let row = self.services.row(id);
                 match which {
                     SetKind::Cluster => row.cluster = word,
                     SetKind::Local => row.local = word,
@@ -235,7 +258,7 @@ impl Maps for FakeMaps {
             }
             Write::Config { id, algorithm, flags } => {
                 in_range("SERVICES", id.into(), max.services)?;
-                let row = self.services.entry(id).or_default();
+                let row = self.services.row(id);
                 (row.algorithm, row.flags) = (algorithm, flags);
             }
             Write::PutFrontend { key, value } => {
@@ -261,15 +284,15 @@ impl Maps for FakeMaps {
     }
 
     fn service(&self, id: u32) -> Option<Service> {
-        (id < self.capacity.services).then(|| self.services.get(&id).copied().unwrap_or_default())
+        (id < self.capacity.services).then(|| self.services.get(id))
     }
 
     fn slot(&self, index: u32) -> Option<Slot> {
-        (index < self.capacity.slots).then(|| self.slots.get(&index).copied().unwrap_or_default())
+        (index < self.capacity.slots).then(|| self.slots.get(index))
     }
 
     fn backend(&self, id: u32) -> Option<Backend> {
-        (id < self.capacity.backends).then(|| self.backends.get(&id).copied().unwrap_or_default())
+        (id < self.capacity.backends).then(|| self.backends.get(id))
     }
 
     fn capacity(&self) -> Capacity {

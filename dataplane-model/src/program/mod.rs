@@ -94,12 +94,52 @@ struct AppliedSet {
     unknown: bool,
 }
 
+/// The frontends that lead to a service, sorted. Most have one, for which a tree would cost a quarter of a kilobyte.
+#[derive(Clone, Debug, Default)]
+struct Offers(Vec<(FrontendKey, u8)>);
+
+impl Offers {
+    fn find(&self, frontend: &FrontendKey) -> Result<usize, usize> {
+        self.0.binary_search_by(|(other, _)| other.cmp(frontend))
+    }
+
+    fn insert(&mut self, frontend: FrontendKey, kind: u8) {
+        match self.find(&frontend) {
+            Ok(at) => self.0[at].1 = kind,
+            Err(at) => {
+                if self.0.is_empty() {
+                    self.0.reserve_exact(1);
+                }
+                self.0.insert(at, (frontend, kind));
+            }
+        }
+    }
+
+    fn remove(&mut self, frontend: &FrontendKey) {
+        if let Ok(at) = self.find(frontend) {
+            self.0.remove(at);
+        }
+    }
+
+    fn keys(&self) -> impl Iterator<Item = &FrontendKey> {
+        self.0.iter().map(|(frontend, _)| frontend)
+    }
+
+    const fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    fn to_map(&self) -> BTreeMap<FrontendKey, u8> {
+        self.0.iter().copied().collect()
+    }
+}
+
 /// A service as the kernel has it.
 #[derive(Clone, Debug)]
 struct Applied {
     /// `None` after a restart until it is claimed.
     key: Option<ServiceKey>,
-    frontends: BTreeMap<FrontendKey, u8>,
+    frontends: Offers,
     config: ServiceConfig,
     cluster: AppliedSet,
     local: AppliedSet,
@@ -364,7 +404,7 @@ impl<M: Maps> Programmer<M> {
             .map(|(&id, service)| AppliedService {
                 id,
                 key: service.key.clone(),
-                frontends: service.frontends.clone(),
+                frontends: service.frontends.to_map(),
                 config: service.config,
                 cluster: service.cluster.members.clone(),
                 local: service.local.members.clone(),
@@ -399,7 +439,7 @@ impl<M: Maps> Programmer<M> {
         let service = self.services.get(self.by_key.get(key)?)?;
         let set = |set: &AppliedSet| set.members.iter().map(|&(_, member)| member).collect();
         let mut held = DesiredService {
-            frontends: service.frontends.clone(),
+            frontends: service.frontends.to_map(),
             cluster: set(&service.cluster),
             local: set(&service.local),
             config: service.config,
@@ -675,7 +715,7 @@ impl<M: Maps> Programmer<M> {
         self.count_refs(&local, true);
         let applied = Applied {
             key: Some(key.clone()),
-            frontends: BTreeMap::new(),
+            frontends: Offers::default(),
             config,
             cluster: AppliedSet {
                 range: cluster_range,

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use dataplane_common::abi::{Backend, NO_ID, SetWord, backend_state};
 
 use super::alloc::{Arena, Ids, Quarantine, Range};
-use super::{Applied, AppliedSet, BackendRow, MapError, Maps, Programmer, QUARANTINE_MS};
+use super::{Applied, AppliedSet, BackendRow, MapError, Maps, Offers, Programmer, QUARANTINE_MS};
 use crate::desired::{BackendState, ServiceConfig, SetBackend};
 use crate::key::{BackendKey, Protocol};
 
@@ -62,7 +62,7 @@ impl<M: Maps> Programmer<M> {
             id,
             Applied {
                 key: None,
-                frontends: BTreeMap::new(),
+                frontends: Offers::default(),
                 config,
                 cluster,
                 local,

@@ -116,7 +116,7 @@ impl<'a> Demo<'a> {
             agent.wait_synced(node)?;
         }
         show.output(
-            "kubectl get nodes",
+            "$ kubectl get nodes -o wide",
             &plane.kubectl(&["get", "nodes", "-o", "wide"])?,
         );
 
@@ -135,7 +135,7 @@ impl<'a> Demo<'a> {
         demo.add_pods()?;
         show.text(SERVICE);
         let said = demo.plane.kubectl_stdin(&["apply"], SERVICE)?;
-        show.output("kubectl apply -f myweb.yaml", &said);
+        show.output("$ kubectl apply -f myweb.yaml", &said);
         let ip = demo
             .plane
             .kubectl(&["get", "service", "myweb", "-o", "jsonpath={.spec.clusterIP}"])?;
@@ -146,7 +146,7 @@ impl<'a> Demo<'a> {
         demo.service.set_ip(ip);
         demo.wait_backends()?;
         show.output(
-            "kubectl get pods,services,endpointslices",
+            "$ kubectl get pods,services,endpointslices -o wide",
             &demo
                 .plane
                 .kubectl(&["get", "pods,services,endpointslices", "-o", "wide"])?,
@@ -273,6 +273,8 @@ impl<'a> Demo<'a> {
         gone.stop_echo()?;
         self.finish_delete(gone.name())?;
         let after = self.answers_of(gone.name())?;
+        // Requests go on for a while without it.
+        std::thread::sleep(Duration::from_secs(1));
         ensure!(
             before > 0,
             "{} on node-{} answered nothing before it was removed",

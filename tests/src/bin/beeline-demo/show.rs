@@ -32,9 +32,9 @@ impl Show {
         println!("\n{} {}", self.paint("2", &time), self.paint("1;36", text));
     }
 
-    /// A command and what it printed.
+    /// A command with its prompt, and what it printed.
     pub(crate) fn output(&self, command: &str, text: &str) {
-        println!("  {}", self.paint("1", &format!("$ {command}")));
+        println!("  {}", self.paint("1", command));
         self.text(text);
     }
 
