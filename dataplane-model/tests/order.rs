@@ -3,12 +3,13 @@
 
 mod common;
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 
 use common::{CAPACITY, program, service, slice};
 use dataplane_common::abi::FrontendKey;
 use dataplane_model::program::{FakeMaps, Maps, Programmer};
-use dataplane_model::{Desired, Event, Model, Op, ServiceKey, diff};
+use dataplane_model::{Desired, Event, Model, ObjectName, Op, ServiceKey, diff};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use proptest::prelude::*;
 use serde_json::json;
 
@@ -183,7 +184,27 @@ fn events(steps: &[Step]) -> Vec<(u8, Event)> {
                         _ => {}
                     }
                 }
+                // every other list comes object by object, with the names at the end
+                let by_name = out.len() % 2 == 1;
+                let named = |metas: Vec<&ObjectMeta>| -> HashSet<ObjectName> {
+                    let name = |m: &ObjectMeta| {
+                        ObjectName::new(m.namespace.as_deref().unwrap(), m.name.as_deref().unwrap())
+                    };
+                    metas.into_iter().map(name).collect()
+                };
                 let list = match kind {
+                    Some(0..=4) if by_name => {
+                        let names = named(services.iter().map(|s| &s.metadata).collect());
+                        let each = services.into_iter().map(|s| Event::ServiceApplied(Box::new(s)));
+                        out.extend(each.map(|event| (u8::MAX, event)));
+                        Event::ServicesListed(names)
+                    }
+                    Some(5..=10) if by_name => {
+                        let names = named(slices.iter().map(|s| &s.metadata).collect());
+                        let each = slices.into_iter().map(|s| Event::SliceApplied(Box::new(s)));
+                        out.extend(each.map(|event| (u8::MAX, event)));
+                        Event::SlicesListed(names)
+                    }
                     Some(0..=4) => Event::ServicesReplaced(services),
                     Some(5..=10) => Event::SlicesReplaced(slices),
                     Some(_) => Event::NodesReplaced(nodes),
