@@ -1,5 +1,6 @@
 //! Kubernetes objects reduced to what the dataplane needs, and what was wrong with them.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::sync::Arc;
 
@@ -15,6 +16,8 @@ use crate::sloppy::parse_ip;
 pub const LABEL_PROXY_NAME: &str = "service.kubernetes.io/service-proxy-name";
 /// Label on endpoint slices of headless Services, whatever its value.
 pub const LABEL_HEADLESS: &str = "service.kubernetes.io/headless";
+/// Endpoints of one slice that the API's validation allows (kubernetes pkg/apis/discovery/validation).
+const MAX_ENDPOINTS: usize = 1000;
 /// Label that names the Service of an endpoint slice.
 pub const LABEL_SERVICE_NAME: &str = "kubernetes.io/service-name";
 /// Label on nodes.
@@ -103,6 +106,35 @@ fn object_name(kind: &'static str, meta: &ObjectMeta) -> Result<ObjectName, Prob
     }
 }
 
+/// Labels that no API server would take are noise, and a sign of a damaged object. (Not a full check of the syntax.)
+fn check_labels(meta: &ObjectMeta, problems: &mut Problems<'_>) {
+    let noise = |text: &str| !text.bytes().all(|b| b.is_ascii_graphic());
+    for (key, value) in meta.labels.iter().flatten() {
+        if noise(key) || noise(value) {
+            problems.add(format!(
+                "label {key:?} = {value:?} is not a valid label: it is ignored"
+            ));
+        }
+    }
+}
+
+/// What an API server would not hand out, but can be used: too many endpoints, and the same one twice.
+fn check_crowd(endpoints: &[Endpoint], problems: &mut Problems<'_>) {
+    if endpoints.len() > MAX_ENDPOINTS {
+        let count = endpoints.len();
+        problems.add(format!(
+            "has {count} endpoints, more than {MAX_ENDPOINTS}: all are used"
+        ));
+    }
+    let different: HashSet<Addr> = endpoints.iter().map(|endpoint| endpoint.addr).collect();
+    if different.len() < endpoints.len() {
+        let twice = endpoints.len() - different.len();
+        problems.add(format!(
+            "lists {twice} endpoint addresses more than once: each is used once"
+        ));
+    }
+}
+
 fn has_label(meta: &ObjectMeta, label: &str) -> bool {
     meta.labels
         .as_ref()
@@ -183,6 +215,7 @@ impl ServiceObject {
         if kind == "ExternalName" || first.is_empty() || first == "None" {
             return None;
         }
+        check_labels(&service.metadata, problems);
         let cluster_ip = cluster_ips(spec, first, problems);
         if cluster_ip == [None, None] {
             return None;
@@ -389,6 +422,7 @@ impl SliceObject {
             .as_ref()
             .and_then(|l| l.get(LABEL_SERVICE_NAME))
             .map(String::as_str);
+        check_labels(&slice.metadata, problems);
         let Some(service) = service.filter(|s| !s.is_empty()) else {
             problems.add(format!(
                 "has no label {LABEL_SERVICE_NAME}, so it belongs to no Service"
@@ -430,12 +464,13 @@ impl SliceObject {
                 port: BePort::from_host(number),
             });
         }
-        let endpoints = slice
+        let endpoints: Box<[Endpoint]> = slice
             .endpoints
             .iter()
             .flatten()
             .filter_map(|e| endpoint(e, family, node_name, problems))
             .collect();
+        check_crowd(&endpoints, problems);
         let service = ObjectName {
             namespace: Arc::clone(&name.namespace),
             name: service.into(),

@@ -177,31 +177,44 @@ pub fn cleanup(node: &Node) -> Result<String> {
     process::output(command)
 }
 
-/// The backends that the node's agent uses for new connections to this frontend, from `beeline service list`.
+/// The backends that the node's agent uses for new TCP connections to this frontend, from `beeline service list`.
 ///
 /// # Errors
 /// When the agent does not answer, or does not know the frontend.
 pub fn usable_backends(node: &Node, frontend: SocketAddr) -> Result<Vec<SocketAddr>> {
     let list = beeline_json(node, &["service", "list"])?;
-    let services = list
+    let services = list["services"]
         .as_array()
-        .context("`beeline service list -o json` is no array")?;
-    let wanted = frontend.to_string();
+        .context("`beeline service list -o json` has no services")?;
+    let offers = |service: &&Value| {
+        let frontends = service["frontends"].as_array().into_iter().flatten();
+        service["protocol"] == "TCP"
+            && frontends
+                .filter_map(socket_address)
+                .any(|address| address == frontend)
+    };
     let service = services
         .iter()
-        .find(|service| service["frontend"] == wanted.as_str())
-        .with_context(|| format!("no frontend {wanted} in {list}"))?;
+        .find(offers)
+        .with_context(|| format!("no frontend {frontend} in {list}"))?;
     let backends = service["backends"]
         .as_array()
         .context("a service without a list of backends")?;
+    let in_cluster_set = |backend: &&Value| {
+        backend["sets"]
+            .as_array()
+            .is_some_and(|sets| sets.iter().any(|set| set == "cluster"))
+    };
     backends
         .iter()
-        .filter(|backend| backend["usable"] != false)
+        .filter(in_cluster_set)
         .map(|backend| {
-            let text = backend["address"]
-                .as_str()
-                .context("a backend without an address")?;
-            text.parse().with_context(|| format!("backend address {text:?}"))
+            socket_address(backend).with_context(|| format!("a backend without an address: {backend}"))
         })
         .collect()
+}
+
+fn socket_address(object: &Value) -> Option<SocketAddr> {
+    let port = u16::try_from(object["port"].as_u64()?).ok()?;
+    Some(SocketAddr::new(object["address"].as_str()?.parse().ok()?, port))
 }

@@ -24,7 +24,7 @@ fn a_set_that_does_not_fit_is_named_and_the_old_one_stays() {
         let scene = Scene::with_options(|options| options.flag(flag, 32));
         let target = format!("{V4}:80");
         let errors = || {
-            agent::metric(&scene.node, "beeline_programming_errors_total")
+            agent::metric(&scene.node, "beeline_program_errors_total")
                 .unwrap()
                 .unwrap_or(0.0)
         };

@@ -38,7 +38,10 @@ fn cleanup_removes_every_trace() {
         .filter(|link| link["prog_id"].as_u64().is_some_and(|id| programs.contains(&id)))
         .map(id)
         .collect();
-    assert!(!programs.is_empty() && !maps.is_empty() && !links.is_empty(), "{programs:?} {maps:?} {links:?}");
+    assert!(
+        !programs.is_empty() && !maps.is_empty() && !links.is_empty(),
+        "{programs:?} {maps:?} {links:?}"
+    );
 
     scene.agent.process.terminate().unwrap();
     agent::cleanup(&scene.node).unwrap();
@@ -51,7 +54,10 @@ fn cleanup_removes_every_trace() {
     // The kernel frees programs and maps after a grace period of its own.
     for (what, ours) in [("prog", programs), ("map", maps), ("link", links)] {
         wait_for(&format!("every {what} of the agent to go"), PROPAGATION, || {
-            Ok(all(what).iter().all(|item| !ours.contains(&id(item))).then_some(()))
+            Ok(all(what)
+                .iter()
+                .all(|item| !ours.contains(&id(item)))
+                .then_some(()))
         })
         .unwrap();
     }
