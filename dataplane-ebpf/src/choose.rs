@@ -52,7 +52,9 @@ impl Choice {
 pub fn lookup(key: &FrontendKey) -> Option<u32> {
     // SAFETY: the value is one aligned 8-byte word, so a concurrent change shows the old or the new one.
     let value = unsafe { FRONTENDS.get_ptr(key)?.cast::<u64>().read_volatile() };
-    Some(value as u32)
+    // the service id is the first field, whatever the byte order
+    let [a, b, c, d, ..] = value.to_ne_bytes();
+    Some(u32::from_ne_bytes([a, b, c, d]))
 }
 
 /// One 64-bit load of the set that cluster-internal traffic of the service may use.

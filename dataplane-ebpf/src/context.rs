@@ -37,7 +37,7 @@ pub fn address(ctx: &SockAddrContext, family: Family) -> Addr {
 pub fn port(ctx: &SockAddrContext) -> BePort {
     // SAFETY: as in `address`. The kernel keeps the port in network order in the low half.
     let port = unsafe { (&raw const (*ctx.sock_addr).user_port).read_volatile() };
-    BePort::from_be(port as u16)
+    BePort::from_be((port & 0xffff) as u16)
 }
 
 /// The socket's protocol, as a frontend's key has it.
@@ -48,7 +48,7 @@ pub fn protocol(ctx: &SockAddrContext) -> u8 {
     if number == MPTCP {
         protocol::TCP
     } else {
-        number as u8
+        (number & 0xff) as u8
     }
 }
 

@@ -1,4 +1,8 @@
 //! Services for sockets: the destination is rewritten once per connection (or datagram); nothing is done per packet.
+#![expect(
+    clippy::needless_borrows_for_generic_args,
+    reason = "by value they would be copied on the 512-byte stack"
+)]
 
 use core::arch::asm;
 use core::ptr;

@@ -3,8 +3,9 @@
 #![no_main]
 #![allow(
     missing_docs,
+    clippy::needless_pass_by_value,
     unreachable_pub,
-    reason = "the attribute macros write public wrappers without documentation"
+    reason = "what the attribute macros ask for and write"
 )]
 
 use aya_ebpf::macros::{cgroup_sock, cgroup_sock_addr};
