@@ -217,6 +217,17 @@ fn events(steps: &[Step]) -> Vec<(u8, Event)> {
     out
 }
 
+/// What the model should be in the end: the last version of each object, with no history.
+fn from_the_end(histories: &[Vec<Step>; 3]) -> Desired {
+    let mut last: BTreeMap<u8, u8> = BTreeMap::new();
+    for step in histories.iter().flatten() {
+        if let Step::Seen(object, version) | Step::Missed(object, version) = *step {
+            last.insert(object, version);
+        }
+    }
+    run(&last.into_iter().collect::<Vec<_>>())
+}
+
 /// Another order of the same events: between two lists each object keeps its own order only, and kinds mix freely.
 fn mixed(kinds: [Vec<(u8, Event)>; 3], choices: &[u16]) -> Vec<Event> {
     let mut choices = choices.iter().cycle().map(|c| usize::from(*c));
@@ -347,7 +358,8 @@ proptest! {
         orders in prop::array::uniform2(prop::collection::vec(any::<u16>(), 1..64)),
         batch in 1usize..8,
     ) {
-        let kinds = [services, slices, node].map(|steps| events(&steps));
+        let histories = [services, slices, node];
+        let kinds = [0, 1, 2].map(|kind: usize| events(&histories[kind]));
         let mut ends = Vec::new();
         for choices in &orders {
             let mut model = Model::new("n1");
@@ -363,6 +375,7 @@ proptest! {
             ends.push(desired);
         }
         prop_assert_eq!(&ends[0], &ends[1]);
+        prop_assert_eq!(&ends[0], &from_the_end(&histories), "what the cluster is in the end");
     }
 
     #[test]
