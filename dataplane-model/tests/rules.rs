@@ -500,18 +500,14 @@ fn names_of_any_text_work_and_cannot_forge_a_log_line() {
         "metadata": {"labels": {noise: noise}, "annotations": {noise: noise}},
         "spec": {"ports": [{"name": noise, "port": 80}, {"name": "", "port": 0}]},
     });
-    let found = model.apply(service(noise, "10.96.0.1", &ports));
-    assert_eq!(found.len(), 1);
-    let text = found[0].to_string();
-    assert!(
-        text.contains("\\n") && !text.chars().any(char::is_control),
-        "{text:?}"
-    );
+    let printable = |problems: &[String]| problems.iter().all(|p| !p.chars().any(char::is_control));
+    let found = texts(&mut model, service(noise, "10.96.0.1", &ports));
+    assert_eq!(found.len(), 2, "the label and the port: {found:?}");
+    assert!(found[0].contains("\\n") && printable(&found), "{found:?}");
     let of_slice = json!({"ports": [{"name": noise, "port": 8080}]});
-    assert_eq!(
-        model.apply(slice(noise, noise, &ready(&["10.0.0.1"]), &of_slice)),
-        []
-    );
+    let found = texts(&mut model, slice(noise, noise, &ready(&["10.0.0.1"]), &of_slice));
+    assert_eq!(found.len(), 1, "the label: {found:?}");
+    assert!(printable(&found), "{found:?}");
     assert_eq!(only(&model).cluster.len(), 1);
     model.apply(Event::SliceDeleted {
         namespace: "ns".into(),
