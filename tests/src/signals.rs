@@ -2,7 +2,7 @@
 
 use std::os::fd::{IntoRawFd, OwnedFd};
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 
 use anyhow::{Context, Result, anyhow};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
@@ -12,7 +12,11 @@ use crate::residue;
 /// The writing end of the pipe that wakes the cleaner; -1 before there is one.
 static WAKE: AtomicI32 = AtomicI32::new(-1);
 
+/// Set by the first signal.
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+
 extern "C" fn on_signal(signal: i32) {
+    INTERRUPTED.store(true, Ordering::Relaxed);
     let byte = [u8::try_from(signal).unwrap_or(0)];
     // SAFETY: write(2) is async-signal-safe, and the buffer lives on this stack.
     unsafe { libc::write(WAKE.load(Ordering::Relaxed), byte.as_ptr().cast(), 1) };
@@ -29,6 +33,13 @@ pub fn clean_up_on_signals() -> Result<()> {
         .map_err(|error| anyhow!(error))
 }
 
+/// Waits for the end of the process if a signal is about to end it: whatever fails then fails because of that.
+pub fn leave_to_clean_up() {
+    while INTERRUPTED.load(Ordering::Relaxed) {
+        std::thread::park();
+    }
+}
+
 fn install() -> Result<()> {
     let (read, write) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).context("cannot make a pipe")?;
     WAKE.store(write.into_raw_fd(), Ordering::Relaxed);
@@ -36,7 +47,6 @@ fn install() -> Result<()> {
         .name("clean-up".to_owned())
         .spawn(move || clean_up_when_woken(&read))
         .context("cannot start a thread")?;
-    // Not SA_RESTART: nothing continues after this.
     let action = SigAction::new(
         SigHandler::Handler(on_signal),
         SaFlags::SA_RESTART,
@@ -54,7 +64,7 @@ fn clean_up_when_woken(read: &OwnedFd) {
     while nix::unistd::read(read, &mut byte) == Err(nix::errno::Errno::EINTR) {}
     eprintln!("\ninterrupted: cleaning up");
     let me = std::process::id();
-    // Others threads may be making things at this moment: until nothing is left, but not for ever.
+    // Other threads may be making things at this moment: until nothing is left, but not for ever.
     for _ in 0..5 {
         let mine: Vec<String> = residue::clusters()
             .unwrap_or_default()

@@ -32,7 +32,7 @@ fn sigkill_and_restart_under_load_fails_no_request() {
         "no program is attached to the node's cgroup"
     );
     let mut seen = programs;
-    for round in 0..5 {
+    for round in 0..50 {
         scene.agent.process.kill().unwrap();
         scene.agent = Agent::start_synced(&scene.node, &scene.options).unwrap();
         let now = programs_in(scene.node.cgroup());
@@ -54,7 +54,7 @@ fn sigkill_and_restart_under_load_fails_no_request() {
     ] {
         let report = load.stop().unwrap();
         assert_eq!(report.failed, 0, "{what}: {report:?}");
-        assert!(report.ok > 100, "{what}: {report:?}");
+        assert!(report.ok > 300, "{what}: {report:?}");
     }
 }
 

@@ -65,6 +65,7 @@ fn main() -> ExitCode {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
+            beeline_tests::signals::leave_to_clean_up();
             eprintln!("bench failed: {error:#}");
             ExitCode::FAILURE
         }

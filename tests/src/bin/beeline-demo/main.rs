@@ -13,7 +13,7 @@ use beeline_tests::client::Mode;
 use beeline_tests::cluster::ECHO_PORT;
 use beeline_tests::{
     Agent, AgentOptions, Cluster, ControlPlane, Load, LoadReport, Node, Place, Pod, agent, process, program,
-    wait_for,
+    signals, wait_for,
 };
 use clap::Parser;
 use show::Show;
@@ -47,6 +47,7 @@ fn main() -> ExitCode {
     match run(&args, &show) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
+            signals::leave_to_clean_up();
             show.failure(&format!("{error:#}"));
             ExitCode::FAILURE
         }
