@@ -109,9 +109,7 @@ fn object_name(kind: &'static str, meta: &ObjectMeta) -> Result<ObjectName, Prob
 /// Labels that no API server would take are noise, and a sign of a damaged object. (Not a full check of the syntax.)
 fn check_labels(meta: &ObjectMeta, problems: &mut Problems<'_>) {
     let noise = |text: &str| !text.bytes().all(|b| b.is_ascii_graphic());
-    let labels = meta.labels.iter().flatten();
-    // That one is a name, which may be of any text.
-    for (key, value) in labels.filter(|(key, _)| *key != LABEL_SERVICE_NAME) {
+    for (key, value) in meta.labels.iter().flatten() {
         if noise(key) || noise(value) {
             problems.add(format!(
                 "label {key:?} = {value:?} is not a valid label: it is ignored"
