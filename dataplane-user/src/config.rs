@@ -32,6 +32,11 @@ pub enum EbpfLogLevel {
     Trace,
 }
 
+/// A setting that cannot be used: names flag and value. Context of an error, so that the exit code says whose fault it is.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct Unusable(pub String);
+
 /// Flags of `beeline agent`.
 #[derive(Debug, Args)]
 pub struct AgentArgs {
@@ -124,12 +129,17 @@ impl TryFrom<AgentArgs> for AgentConfig {
             Some(name) => name,
             None => {
                 let host = nix::unistd::gethostname()?;
-                node_name(&host.to_string_lossy()).map_err(|error| anyhow::anyhow!("host name: {error}"))?
+                node_name(&host.to_string_lossy()).map_err(|error| {
+                    Unusable(format!("--node-name is not given and the host's name {error}"))
+                })?
             }
         };
         let source = match (args.kubeconfig, args.dir) {
             (Some(path), _) => SourceConfig::Kubeconfig(path),
-            (None, Some(dir)) => SourceConfig::Dir(dir),
+            (None, Some(dir)) if dir.is_dir() => SourceConfig::Dir(dir),
+            (None, Some(dir)) => {
+                return Err(Unusable(format!("--dir {}: is no directory", dir.display())).into());
+            }
             (None, None) => SourceConfig::InCluster,
         };
         Ok(Self {

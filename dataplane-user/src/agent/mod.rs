@@ -18,9 +18,10 @@ use dataplane_model::program::{Maps, Programmer};
 use nix::fcntl::{Flock, FlockArg};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 use tracing::{info, warn};
 
-use crate::config::{AgentConfig, SourceConfig};
+use crate::config::{AgentConfig, SourceConfig, Unusable};
 use crate::kernel::{self, Kernel};
 use crate::source::{self, Update};
 use http::Request;
@@ -208,13 +209,14 @@ async fn start_source(config: &AgentConfig, updates: source::Sender) -> anyhow::
         }
         SourceConfig::Kubeconfig(path) => {
             let text = kube::config::Kubeconfig::read_from(path)
-                .with_context(|| format!("read kubeconfig {}", path.display()))?;
+                .with_context(|| Unusable(format!("--kubeconfig {}: cannot be read", path.display())))?;
             kube::Config::from_custom_kubeconfig(text, &kube::config::KubeConfigOptions::default())
                 .await
-                .with_context(|| format!("use kubeconfig {}", path.display()))?
+                .with_context(|| Unusable(format!("--kubeconfig {}: cannot be used", path.display())))?
         }
-        SourceConfig::InCluster => kube::Config::incluster()
-            .context("neither --kubeconfig nor --dir is given, and this is not a pod of a cluster")?,
+        SourceConfig::InCluster => kube::Config::incluster().context(Unusable(
+            "neither --kubeconfig nor --dir is given, and this is not a pod of a cluster".into(),
+        ))?,
     };
     let client = kube::Client::try_from(client).context("set up the API client")?;
     let node_name = config.node_name.clone();
@@ -270,8 +272,15 @@ async fn drive<M: Maps>(
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut batch = Vec::new();
     let mut pause = RETRY.0;
+    // A point in time: a pause would begin again with every update, and on a busy node never end.
+    let mut retry_at = None;
     loop {
-        let retry = state.wants_retry().then_some(pause);
+        if state.wants_retry() {
+            retry_at.get_or_insert_with(|| Instant::now() + pause);
+        } else {
+            retry_at = None;
+            pause = RETRY.0;
+        }
         let release = state
             .next_release()
             .map(|at| Duration::from_millis(at.saturating_sub(state.now_ms())));
@@ -281,6 +290,13 @@ async fn drive<M: Maps>(
             _ = terminate.recv() => return Ok(()),
             _ = interrupt.recv() => return Ok(()),
             ended = &mut source => return ended.context("the source failed")?,
+            // before the updates, which may always be ready
+            () = tokio::time::sleep_until(retry_at.unwrap_or_else(Instant::now)), if retry_at.is_some() => {
+                retry_at = None;
+                pause = (pause * 2).min(RETRY.1);
+                state.retry();
+            }
+            () = tokio::time::sleep(release.unwrap_or_default()), if release.is_some() => state.release(),
             Some(request) = requests.recv() => answer(&state, request),
             n = updates.recv_many(&mut batch, QUEUE), if !updates.is_closed() || !updates.is_empty() => {
                 if n > 0 {
@@ -290,12 +306,79 @@ async fn drive<M: Maps>(
                     state.sync();
                 }
             }
-            () = tokio::time::sleep(retry.unwrap_or_default()), if retry.is_some() => {
-                state.retry();
-                pause = if state.wants_retry() { (pause * 2).min(RETRY.1) } else { RETRY.0 };
-            }
-            () = tokio::time::sleep(release.unwrap_or_default()), if release.is_some() => state.release(),
             () = tokio::time::sleep(ready.unwrap_or_default()), if ready.is_some() => state.sync(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use dataplane_model::program::{Capacity, FakeMaps, FaultyMaps};
+    use tokio::sync::oneshot;
+
+    use super::*;
+    use crate::source::Kind;
+
+    #[tokio::test]
+    async fn what_failed_is_tried_again_while_the_agent_is_busy() {
+        let capacity = Capacity {
+            services: 8,
+            backends: 8,
+            slots: 8,
+            frontends: 8,
+        };
+        let programmer = Programmer::new(FaultyMaps::new(FakeMaps::new(capacity), u32::MAX, 1)).unwrap();
+        let shared = Shared::new(true);
+        let state = State::new("n", programmer, Arc::clone(&shared));
+        let (updates, update_queue) = mpsc::channel(QUEUE);
+        let (requests, request_queue) = mpsc::channel(16);
+        let source = tokio::spawn(std::future::pending());
+        let answer = |state: &State<_>, request: Request| {
+            if let Request::Status(sender) = request {
+                let mut status = view::Status::default();
+                state.fill_status(&mut status);
+                sender.send(status).unwrap();
+            }
+        };
+        let client = async {
+            for event in state::tests::web() {
+                updates.send(Update::Event(event)).await.unwrap();
+            }
+            for kind in [Kind::Service, Kind::EndpointSlice, Kind::Node] {
+                updates.send(Update::Listed(kind)).await.unwrap();
+            }
+            let errors = || {
+                let text = shared.metrics.text(&[]);
+                let lines = text
+                    .lines()
+                    .filter(|l| l.starts_with("beeline_program_errors_total"));
+                lines
+                    .filter_map(|line| line.rsplit(' ').next()?.parse::<u32>().ok())
+                    .sum::<u32>()
+            };
+            let begun = Instant::now();
+            // every question comes well before the pause is over
+            while errors() < 3 {
+                assert!(begun.elapsed() < RETRY.0 * 10, "{} errors only", errors());
+                let (sender, receiver) = oneshot::channel();
+                requests.send(Request::Status(sender)).await.unwrap();
+                receiver.await.unwrap();
+                tokio::time::sleep(RETRY.0 / 10).await;
+            }
+        };
+        tokio::select! {
+            result = drive(state, update_queue, request_queue, answer, source) => panic!("{result:?}"),
+            () = client => {}
+        }
+    }
+
+    #[test]
+    fn one_agent_per_state_directory() {
+        let dir = tempfile::tempdir().unwrap();
+        let held = lock(dir.path()).unwrap();
+        let error = lock(dir.path()).unwrap_err().to_string();
+        assert!(error.contains(&format!("pid {}", std::process::id())), "{error}");
+        drop(held);
+        lock(dir.path()).unwrap();
     }
 }

@@ -446,3 +446,138 @@ const fn kind_name(number: u8) -> &'static str {
         _ => "unknown",
     }
 }
+
+#[cfg(test)]
+pub(super) mod tests {
+    use dataplane_model::program::{Capacity, FakeMaps, FaultyMaps};
+    use serde_json::json;
+
+    use super::*;
+
+    /// A Service with one endpoint.
+    pub(in crate::agent) fn web() -> [Event; 2] {
+        let service = json!({
+            "metadata": {"name": "web", "namespace": "default"},
+            "spec": {"clusterIP": "10.96.0.9", "clusterIPs": ["10.96.0.9"], "ipFamilies": ["IPv4"],
+                "type": "ClusterIP", "ports": [{"port": 80, "protocol": "TCP"}]},
+        });
+        let slice = json!({
+            "metadata": {"name": "web-1", "namespace": "default", "labels": {"kubernetes.io/service-name": "web"}},
+            "addressType": "IPv4", "ports": [{"name": "", "port": 8080, "protocol": "TCP"}],
+            "endpoints": [{"addresses": ["10.1.0.2"], "conditions": {"ready": true}}],
+        });
+        [
+            Event::ServiceApplied(serde_json::from_value(service).unwrap()),
+            Event::SliceApplied(serde_json::from_value(slice).unwrap()),
+        ]
+    }
+
+    fn capacity(slots: u32) -> Capacity {
+        Capacity {
+            services: 8,
+            backends: 8,
+            slots,
+            frontends: 8,
+        }
+    }
+
+    fn state<M: Maps>(maps: M) -> State<M> {
+        State::new("n", Programmer::new(maps).unwrap(), Shared::new(true))
+    }
+
+    #[test]
+    fn nothing_is_programmed_or_pruned_before_both_lists_are_complete() {
+        // what an earlier agent left
+        let mut earlier = state(FakeMaps::new(capacity(8)));
+        for event in web() {
+            earlier.take(Update::Event(event));
+        }
+        for kind in [Kind::Service, Kind::EndpointSlice, Kind::Node] {
+            earlier.take(Update::Listed(kind));
+        }
+        earlier.sync();
+        assert_eq!(earlier.programmer.maps().frontends.len(), 1);
+
+        let mut state = state(earlier.programmer.maps().clone());
+        state.take(Update::Listed(Kind::Node));
+        state.take(Update::Listed(Kind::Service));
+        state.sync();
+        state.retry();
+        assert!(!state.synced());
+        assert_eq!(state.programmer.maps().frontends.len(), 1);
+        // now it is known that there is no such Service any more
+        state.take(Update::Listed(Kind::EndpointSlice));
+        state.sync();
+        assert!(state.synced());
+        assert_eq!(state.programmer.maps().frontends.len(), 0);
+    }
+
+    #[test]
+    fn services_are_listed_with_what_the_kernel_counted() {
+        let mut state = state(FakeMaps::new(capacity(8)));
+        for event in web() {
+            state.take(Update::Event(event));
+        }
+        for kind in [Kind::Service, Kind::EndpointSlice, Kind::Node] {
+            state.take(Update::Listed(kind));
+        }
+        state.sync();
+        let stats = BackendStats {
+            connections: 5,
+            closed: 3,
+            ..BackendStats::default()
+        };
+        let list = state.services(|_| Some(stats));
+        assert_eq!(list.len(), 1);
+        assert_eq!((list[0].name.as_str(), list[0].frontends[0].port), ("web", 80));
+        let backend = &list[0].backends[0];
+        assert_eq!((backend.address.as_str(), backend.port), ("10.1.0.2", 8080));
+        assert_eq!((backend.active_connections, backend.total_connections), (2, 5));
+    }
+
+    #[test]
+    fn a_service_that_fails_is_named_until_it_is_programmed() {
+        let mut state = state(FaultyMaps::new(FakeMaps::new(capacity(8)), u32::MAX, 1));
+        for event in web() {
+            state.take(Update::Event(event));
+        }
+        for kind in [Kind::Service, Kind::EndpointSlice, Kind::Node] {
+            state.take(Update::Listed(kind));
+        }
+        state.sync();
+        let mut status = super::super::view::Status::default();
+        state.fill_status(&mut status);
+        assert_eq!(status.failing.len(), 1);
+        assert!(
+            status.failing[0].starts_with("default/web/TCP"),
+            "{:?}",
+            status.failing
+        );
+        assert!(state.wants_retry());
+        state.programmer.maps_mut().set_rate(0);
+        state.retry();
+        assert!(!state.wants_retry());
+        state.fill_status(&mut status);
+        assert!(status.failing.is_empty(), "{:?}", status.failing);
+        assert!(status.synced);
+    }
+
+    #[test]
+    fn a_problem_is_said_once() {
+        let mut state = state(FakeMaps::new(capacity(8)));
+        for _ in 0..3 {
+            state.take(Update::Problem(Problem {
+                object: "Service a/b".into(),
+                message: "is bad".into(),
+            }));
+        }
+        assert_eq!(state.shown.len(), 1);
+        assert!(
+            state
+                .shared
+                .metrics
+                .text(&[])
+                .contains("beeline_object_problems_total 3")
+        );
+    }
+}

@@ -10,7 +10,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use tracing_subscriber::EnvFilter;
 
 use crate::agent::view::{Services, Status};
-use crate::config::{AgentArgs, AgentConfig, STATE_DIR};
+use crate::config::{AgentArgs, AgentConfig, STATE_DIR, Unusable};
 use crate::{agent, kernel};
 
 /// Exit code for a command line or a configuration that cannot be used (EX_USAGE of sysexits.h).
@@ -121,7 +121,11 @@ pub fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error:#}");
-            ExitCode::FAILURE
+            if error.is::<Unusable>() {
+                ExitCode::from(USAGE)
+            } else {
+                ExitCode::FAILURE
+            }
         }
     }
 }

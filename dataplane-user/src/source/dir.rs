@@ -1,15 +1,17 @@
 //! Objects from a directory of YAML and JSON files, for nodes without an API.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::fs;
 use std::io;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use dataplane_model::{Event, Problem};
 use futures::StreamExt;
-use inotify::{Inotify, WatchMask};
+use inotify::{EventMask, Inotify, WatchMask};
 use k8s_openapi::api::core::v1::{Node, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use serde_json::Value;
@@ -35,8 +37,9 @@ type Objects = BTreeMap<Key, Value>;
 /// If the directory cannot be watched or listed.
 pub async fn run(dir: PathBuf, sender: Sender) -> io::Result<()> {
     let inotify = Inotify::init()?;
-    // Not CREATE: a file counts when it has been written.
+    // A file counts when it has been written; a link when it has been made.
     let mask = WatchMask::CLOSE_WRITE
+        | WatchMask::CREATE
         | WatchMask::DELETE
         | WatchMask::MOVED_FROM
         | WatchMask::MOVED_TO
@@ -56,9 +59,19 @@ pub async fn run(dir: PathBuf, sender: Sender) -> io::Result<()> {
         let mut names = BTreeSet::new();
         let mut all = false;
         let mut note = |event: inotify::Event<OsString>| {
-            // an overflow of the queue or the end of the directory has no name
-            all |= event.name.is_none();
-            names.extend(event.name);
+            let Some(name) = event.name else {
+                // an overflow of the queue, or the end of the directory
+                all = true;
+                return;
+            };
+            let path = dir.join(&name);
+            let link = fs::symlink_metadata(&path).is_ok_and(|meta| meta.is_symlink() || meta.nlink() > 1);
+            if event.mask.contains(EventMask::CREATE) && !link {
+                return;
+            }
+            // The files of a volume of Kubernetes are links through one that is replaced as a whole.
+            all |= link && !is_objects(&path);
+            names.insert(name);
         };
         tokio::select! {
             change = changes.next() => match change {
@@ -97,8 +110,7 @@ fn scan(
         }
     };
     for path in paths {
-        let extension = path.extension().and_then(|e| e.to_str());
-        if !matches!(extension, Some("yaml" | "yml" | "json")) {
+        if !is_objects(&path) {
             continue;
         }
         let bytes = match fs::read(&path) {
@@ -112,8 +124,8 @@ fn scan(
                 continue;
             }
         };
-        let (mut objects, found) = parse(&path, &String::from_utf8_lossy(&bytes));
-        if !found.is_empty() {
+        let (mut objects, found, broken) = parse(&path, &String::from_utf8_lossy(&bytes));
+        if broken {
             for (key, value) in known.remove(&path).into_iter().flatten() {
                 objects.entry(key).or_insert(value);
             }
@@ -124,6 +136,12 @@ fn scan(
     Ok(problems)
 }
 
+/// True if the file's name says that it holds objects.
+fn is_objects(path: &Path) -> bool {
+    let extension = path.extension().and_then(|e| e.to_str());
+    matches!(extension, Some("yaml" | "yml" | "json"))
+}
+
 fn problem(path: &Path, message: String) -> Problem {
     Problem {
         object: format!("file {}", path.display()),
@@ -131,9 +149,11 @@ fn problem(path: &Path, message: String) -> Problem {
     }
 }
 
-/// Splits a file into documents and these into objects; a List gives its items.
-fn parse(path: &Path, text: &str) -> (Objects, Vec<Problem>) {
+/// Splits a file into documents and these into objects; a List gives its items. Also says if something could not be read
+/// that may have been an object.
+fn parse(path: &Path, text: &str) -> (Objects, Vec<Problem>, bool) {
     let mut objects = Objects::new();
+    let mut broken = false;
     let mut problems = Vec::new();
     for (number, document) in documents(text).into_iter().enumerate() {
         let number = number + 1;
@@ -142,6 +162,7 @@ fn parse(path: &Path, text: &str) -> (Objects, Vec<Problem>) {
             Err(error) => {
                 let line = error.to_string().lines().next().unwrap_or_default().to_owned();
                 problems.push(problem(path, format!("document {number}: {line}")));
+                broken = true;
                 continue;
             }
         };
@@ -174,12 +195,24 @@ fn parse(path: &Path, text: &str) -> (Objects, Vec<Problem>) {
                     path,
                     format!("document {number}: {:?} without metadata.name", key.0),
                 ));
-            } else {
-                objects.insert(key, item);
+                broken = true;
+                continue;
+            }
+            match objects.entry(key) {
+                Entry::Vacant(entry) => {
+                    entry.insert(item);
+                }
+                Entry::Occupied(entry) => {
+                    let (kind, namespace, name) = entry.key();
+                    problems.push(problem(
+                        path,
+                        format!("document {number}: {kind} {namespace}/{name} again; the first is used"),
+                    ));
+                }
             }
         }
     }
-    (objects, problems)
+    (objects, problems, broken)
 }
 
 /// The documents of a YAML stream. Split by hand, so that a bad one does not take the others with it.
@@ -273,9 +306,10 @@ mod tests {
         let text = format!(
             "# nothing here\n---\n{SERVICE}---\nkind: [\n---\nkind: Node\nmetadata: {{}}\n--- \n{{\"kind\": \"List\", \"items\": [{{\"kind\": \"Node\", \"metadata\": {{\"name\": \"n\"}}}}]}}\n"
         );
-        let (objects, problems) = parse(Path::new("x.yaml"), &text);
+        let (objects, problems, broken) = parse(Path::new("x.yaml"), &text);
         let names: Vec<&str> = objects.keys().map(|key| key.2.as_str()).collect();
         assert_eq!(names, ["n", "a"]);
+        assert!(broken);
         assert_eq!(problems.len(), 2, "{problems:?}");
         assert!(problems[0].message.starts_with("document 2: "), "{problems:?}");
         assert_eq!(problems[1].message, "document 3: \"Node\" without metadata.name");
@@ -337,6 +371,59 @@ mod tests {
             problems[0].starts_with("Service default/b: cannot be read"),
             "{problems:?}"
         );
+        drop(receiver);
+        task.await.unwrap().unwrap();
+    }
+
+    #[test]
+    fn the_same_object_twice_in_a_file_is_named() {
+        let (objects, problems, broken) = parse(Path::new("x.yaml"), &format!("{SERVICE}---\n{SERVICE}"));
+        assert_eq!(objects.len(), 1);
+        assert!(!broken, "nothing is lost");
+        assert_eq!(
+            problems[0].to_string(),
+            problem(
+                Path::new("x.yaml"),
+                "document 2: Service default/a again; the first is used".into()
+            )
+            .to_string()
+        );
+    }
+
+    /// As kubelet does it: `a.yaml -> ..data/a.yaml`, `..data -> ..1`, and `..data` is replaced by a rename.
+    #[tokio::test]
+    async fn a_volume_of_a_config_map_is_followed() {
+        async fn until(receiver: &mut mpsc::Receiver<Update>, wanted: &[&str]) {
+            let wait = async {
+                loop {
+                    let update = receiver.recv().await.unwrap();
+                    if let Update::Event(Event::ServicesReplaced(list)) = update {
+                        let names: Vec<_> = list.into_iter().filter_map(|s| s.metadata.name).collect();
+                        if names == wanted {
+                            return;
+                        }
+                    }
+                }
+            };
+            tokio::time::timeout(Duration::from_secs(10), wait).await.unwrap();
+        }
+        use std::os::unix::fs::symlink;
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        for (version, name) in [("..1", "a"), ("..2", "b")] {
+            fs::create_dir(at(version)).unwrap();
+            let text = SERVICE.replace("name: a", &format!("name: {name}"));
+            fs::write(at(version).join("a.yaml"), text).unwrap();
+        }
+        symlink("..1", at("..data")).unwrap();
+        let (sender, mut receiver) = mpsc::channel(64);
+        let task = tokio::spawn(run(dir.path().to_owned(), sender));
+        until(&mut receiver, &[]).await;
+        symlink("..data/a.yaml", at("a.yaml")).unwrap();
+        until(&mut receiver, &["a"]).await;
+        symlink("..2", at("..data_tmp")).unwrap();
+        fs::rename(at("..data_tmp"), at("..data")).unwrap();
+        until(&mut receiver, &["b"]).await;
         drop(receiver);
         task.await.unwrap().unwrap();
     }
