@@ -4,6 +4,7 @@ mod connect;
 mod figures;
 mod maps;
 mod memory;
+mod mock_api;
 mod population;
 mod program;
 mod wire;

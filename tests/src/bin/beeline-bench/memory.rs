@@ -1,11 +1,12 @@
-//! Resident memory of the agent, as `/proc/<pid>/status` has it.
+//! Resident memory of the agent after its first sync from an API, as `/proc/<pid>/status` has it.
 
 use std::fs;
 
 use anyhow::{Context, Result};
-use beeline_tests::{Agent, AgentOptions, Cluster, ObjectDir};
+use beeline_tests::{Agent, AgentOptions, Cluster};
 
 use crate::figures::{Figures, Target};
+use crate::mock_api;
 use crate::population::Population;
 
 pub(crate) fn run(figures: &mut Figures) -> Result<()> {
@@ -31,9 +32,8 @@ pub(crate) fn run(figures: &mut Figures) -> Result<()> {
         figures.progress(&format!("memory: {name}"));
         let cluster = Cluster::new()?;
         let node = cluster.add_node()?;
-        let objects = ObjectDir::new(cluster.state().join("objects"))?;
-        objects.put("all", &population.documents())?;
-        let agent = Agent::start_synced(&node, &population.room(AgentOptions::dir(objects.path())))?;
+        let kubeconfig = mock_api::serve(&node, population, cluster.state())?;
+        let agent = Agent::start_synced(&node, &population.room(AgentOptions::kubeconfig(kubeconfig)))?;
         let [rss, anonymous] = resident(agent.process.pid())?;
         figures.add(
             format!("memory/{name}/resident"),

@@ -40,11 +40,9 @@ impl Population {
         typed(slice(number, addresses))
     }
 
-    /// All objects as documents for a directory.
-    pub(crate) fn documents(self) -> Vec<Value> {
-        (0..self.services)
-            .flat_map(|number| [service(number), slice(number, &self.addresses(number, 0))])
-            .collect()
+    /// All Services with their slices, as an API would send them.
+    pub(crate) fn objects(self) -> impl Iterator<Item = (Value, Value)> {
+        (0..self.services).map(move |number| (service(number), slice(number, &self.addresses(number, 0))))
     }
 
     /// An agent's flags that make enough room, with the rest that updates need.
