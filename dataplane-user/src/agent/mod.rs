@@ -300,14 +300,27 @@ async fn drive<M: Maps>(
             Some(request) = requests.recv() => answer(&state, request),
             n = updates.recv_many(&mut batch, QUEUE), if !updates.is_closed() || !updates.is_empty() => {
                 if n > 0 {
+                    let listed = batch.iter().any(|update| matches!(update, Update::Listed(_)));
                     for update in batch.drain(..) {
                         state.take(update);
                     }
                     state.sync();
+                    if listed {
+                        give_memory_back();
+                    }
                 }
             }
             () = tokio::time::sleep(ready.unwrap_or_default()), if ready.is_some() => state.sync(),
         }
+    }
+}
+
+/// A list passes through many times the memory that is kept of it; the allocator would hold on to that.
+fn give_memory_back() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: the call only releases pages that the allocator does not use; it has no preconditions.
+    unsafe {
+        libc::malloc_trim(0);
     }
 }
 

@@ -28,7 +28,9 @@ const LONGEST: Duration = Duration::from_secs(1);
 type Key = (String, String, String);
 
 /// The objects of one file.
-type Objects = BTreeMap<Key, Value>;
+///
+/// As JSON text: parsed, an object takes ten times the memory.
+type Objects = BTreeMap<Key, Box<str>>;
 
 /// Reads the directory now and whenever something in it changes, until the receiver is gone.
 ///
@@ -200,7 +202,7 @@ fn parse(path: &Path, text: &str) -> (Objects, Vec<Problem>, bool) {
             }
             match objects.entry(key) {
                 Entry::Vacant(entry) => {
-                    entry.insert(item);
+                    entry.insert(item.to_string().into());
                 }
                 Entry::Occupied(entry) => {
                     let (kind, namespace, name) = entry.key();
@@ -279,13 +281,13 @@ fn updates(files: &BTreeMap<PathBuf, Objects>, mut problems: Vec<Problem>) -> Ve
     out
 }
 
-fn object<K>(key: &Key, value: &Value) -> Result<K, Problem>
+fn object<K>(key: &Key, text: &str) -> Result<K, Problem>
 where
     K: serde::de::DeserializeOwned
         + k8s_openapi::Metadata<Ty = k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta>,
 {
     let (kind, namespace, name) = key;
-    let mut object: K = serde_json::from_value(value.clone()).map_err(|error| Problem {
+    let mut object: K = serde_json::from_str(text).map_err(|error| Problem {
         object: format!("{kind} {namespace}/{name}"),
         message: format!("cannot be read: {error}"),
     })?;
