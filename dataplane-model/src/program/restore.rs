@@ -5,7 +5,9 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use dataplane_common::abi::{Backend, NO_ID, SetWord, backend_state};
 
 use super::alloc::{Arena, Ids, Quarantine, Range};
-use super::{Applied, AppliedSet, BackendRow, MapError, Maps, Offers, Programmer, QUARANTINE_MS};
+use super::held::{Applied, AppliedSet, BackendRow, Offers};
+use super::maps::{MapError, Maps};
+use super::{Programmer, QUARANTINE_MS};
 use crate::desired::{BackendState, ServiceConfig, SetBackend};
 use crate::key::{BackendKey, Protocol};
 
