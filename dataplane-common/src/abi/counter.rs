@@ -22,10 +22,52 @@ pub enum Counter {
     StateLost = 8,
     /// Replies whose source was translated back.
     ReplyTranslated = 9,
+    /// Refused or dropped: the client is outside the source ranges of a load-balancer address.
+    Denied = 10,
+    /// Dropped: policy Local, and the endpoints are elsewhere.
+    NoLocalBackend = 11,
+    /// Rejected: a service address without a service at this port.
+    UnknownPort = 12,
+    /// Dropped: within the service ranges, but no service has the address.
+    UnknownAddress = 13,
+    /// A client's affinity could not be recorded.
+    AffinityLost = 14,
+    /// Flow entries made.
+    FlowCreated = 15,
+    /// Flows found again in mid-connection: their entry had been evicted, or another node had them.
+    FlowRecovered = 16,
+    /// Dropped: a flow entry could not be made.
+    FlowLost = 17,
+    /// Dropped: no free port for masquerading towards this backend.
+    NatExhausted = 18,
+    /// Dropped: the device has no address of the family to masquerade with.
+    NoNatAddress = 19,
+    /// Passed untouched: shorter than its headers say.
+    Truncated = 20,
+    /// Passed untouched: a later fragment whose first one was not seen.
+    FragmentUnknown = 21,
+    /// ICMP errors whose inner packet was translated.
+    IcmpTranslated = 22,
+    /// Answered with an ICMP error or a reset.
+    Rejected = 23,
+    /// Dropped: the packet could not be rewritten.
+    StoreFailed = 24,
+    /// Packets translated towards a backend.
+    PacketForward = 25,
+    /// Packets translated back towards a client.
+    PacketReverse = 26,
+    /// Packets given a source of this node.
+    PacketMasqueraded = 27,
+    /// Packets whose source of this node was taken back.
+    PacketUnmasqueraded = 28,
+    /// Events that the ring buffer had no room for.
+    EventLost = 29,
+    /// Sockets left alone because their cgroup opts out.
+    OptedOut = 30,
 }
 
 /// Every counter, in order, with the name that metrics and `beeline status` show.
-pub const COUNTERS: [(Counter, &str); 10] = [
+pub const COUNTERS: [(Counter, &str); 31] = [
     (Counter::Connected, "connected"),
     (Counter::DatagramTranslated, "datagram_translated"),
     (Counter::NoBackend, "no_backend"),
@@ -36,6 +78,27 @@ pub const COUNTERS: [(Counter, &str); 10] = [
     (Counter::OriginLost, "origin_lost"),
     (Counter::StateLost, "state_lost"),
     (Counter::ReplyTranslated, "reply_translated"),
+    (Counter::Denied, "denied"),
+    (Counter::NoLocalBackend, "no_local_backend"),
+    (Counter::UnknownPort, "unknown_port"),
+    (Counter::UnknownAddress, "unknown_address"),
+    (Counter::AffinityLost, "affinity_lost"),
+    (Counter::FlowCreated, "flow_created"),
+    (Counter::FlowRecovered, "flow_recovered"),
+    (Counter::FlowLost, "flow_lost"),
+    (Counter::NatExhausted, "nat_exhausted"),
+    (Counter::NoNatAddress, "no_nat_address"),
+    (Counter::Truncated, "truncated"),
+    (Counter::FragmentUnknown, "fragment_unknown"),
+    (Counter::IcmpTranslated, "icmp_translated"),
+    (Counter::Rejected, "rejected"),
+    (Counter::StoreFailed, "store_failed"),
+    (Counter::PacketForward, "packet_forward"),
+    (Counter::PacketReverse, "packet_reverse"),
+    (Counter::PacketMasqueraded, "packet_masqueraded"),
+    (Counter::PacketUnmasqueraded, "packet_unmasqueraded"),
+    (Counter::EventLost, "event_lost"),
+    (Counter::OptedOut, "opted_out"),
 ];
 
 const _: () = {

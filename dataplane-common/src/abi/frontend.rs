@@ -16,8 +16,11 @@ pub mod protocol {
 pub mod frontend_class {
     /// By its own address.
     pub const ADDRESS: u8 = 0;
-    /// A node port: keyed once, with the unspecified address `::`, for all addresses of the node.
+    /// A node port or host port on all addresses of the node: keyed once per family, with the unspecified address `::`
+    /// (IPv6) or `::ffff:0.0.0.0` (IPv4); `NODE_ADDRS` says which addresses are the node's.
     pub const NODE_PORT: u8 = 1;
+    /// A service address as such, with port 0 and protocol 0: what is no frontend there is rejected (spec kube-proxy 2.3).
+    pub const ACTIVE_ADDRESS: u8 = 2;
 }
 
 /// What a frontend is.
@@ -32,6 +35,14 @@ pub mod frontend_kind {
     pub const LOAD_BALANCER: u8 = 4;
     /// A container's `hostPort`.
     pub const HOST_PORT: u8 = 5;
+    /// A service address as such ([`super::frontend_class::ACTIVE_ADDRESS`]); leads to no service.
+    pub const ACTIVE_ADDRESS: u8 = 6;
+}
+
+/// Flags of a frontend.
+pub mod frontend_flag {
+    /// Only clients of the service's source ranges may enter (spec kube-proxy 2.4).
+    pub const SOURCE_RANGES: u8 = 1 << 0;
 }
 
 /// Key of `FRONTENDS`.
@@ -61,11 +72,11 @@ const _: () = {
 #[repr(C, align(8))]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct FrontendValue {
-    /// Row in `SERVICES`.
+    /// Row in `SERVICES`; 0 for an address as such.
     pub service: u32,
     /// See [`frontend_kind`].
     pub kind: u8,
-    /// None defined yet.
+    /// See [`frontend_flag`].
     pub flags: u8,
     /// Always 0.
     pub pad: u16,

@@ -6,21 +6,29 @@
 
 mod addr;
 mod backend;
+mod config;
 mod counter;
+mod flow;
 mod frontend;
+mod health;
 mod service;
 mod socket;
 
 pub use addr::{Addr, BePort};
 pub use backend::{Backend, BackendStats, backend_state};
+pub use config::{
+    Device, NodeConfig, POD_RANGES, Range, SERVICE_RANGES, config_flag, device_flag, node_addr_flag,
+};
 pub use counter::{COUNTERS, Counter};
-pub use frontend::{FrontendKey, FrontendValue, frontend_class, frontend_kind, protocol};
-pub use service::{Service, SetWord, Slot, algorithm, service_flag};
+pub use flow::{Affinity, AffinityKey, Flow, FlowKey, FragmentKey, FragmentPorts, flow_flag, flow_role};
+pub use frontend::{FrontendKey, FrontendValue, frontend_class, frontend_flag, frontend_kind, protocol};
+pub use health::{BackendHealth, Event, event_kind};
+pub use service::{Service, ServiceStats, SetWord, Slot, SourceRangeKey, algorithm, service_flag};
 pub use socket::{SockFlow, SockOrigin, SockOriginKey, SockState};
 
 /// Version of everything in this module. Pinned maps and links live in a directory that is named after it, so that a
 /// build with another layout never reads them.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 
 /// Id 0 is never given to a service or a backend: a zeroed map entry refers to nothing.
 pub const NO_ID: u32 = 0;
@@ -45,13 +53,38 @@ pub mod map_name {
     pub const SOCK_FLOW: &str = "SOCK_FLOW";
     /// Per-CPU array by [`super::Counter`]: `u64`.
     pub const COUNTERS: &str = "COUNTERS";
+    /// Memory-mapped array by service id, written by the programs: [`super::ServiceStats`].
+    pub const SERVICE_STATS: &str = "SERVICE_STATS";
+    /// Memory-mapped array by backend id, written by the programs: [`super::BackendHealth`].
+    pub const BACKEND_HEALTH: &str = "BACKEND_HEALTH";
+    /// Trie: [`super::SourceRangeKey`] to `u32` (always 1).
+    pub const SOURCE_RANGES: &str = "SOURCE_RANGES";
+    /// Hash: [`super::Addr`] to `u32` of [`super::node_addr_flag`].
+    pub const NODE_ADDRS: &str = "NODE_ADDRS";
+    /// Hash: interface index (`u32`) to [`super::Device`].
+    pub const DEVICES: &str = "DEVICES";
+    /// Memory-mapped array of one row: [`super::NodeConfig`].
+    pub const CONFIG: &str = "CONFIG";
+    /// LRU hash: [`super::AffinityKey`] to [`super::Affinity`].
+    pub const AFFINITY: &str = "AFFINITY";
+    /// LRU hash: [`super::FlowKey`] to [`super::Flow`], roles forward and reverse.
+    pub const CONNTRACK: &str = "CONNTRACK";
+    /// LRU hash: [`super::FlowKey`] to [`super::Flow`], the NAT roles.
+    pub const NAT: &str = "NAT";
+    /// LRU hash: [`super::FragmentKey`] to [`super::FragmentPorts`].
+    pub const FRAGMENTS: &str = "FRAGMENTS";
+    /// Ring buffer of [`super::Event`].
+    pub const EVENTS: &str = "EVENTS";
+    /// Hash: cgroup id (`u64`) to `u32` (always 1): cgroups whose sockets are left alone.
+    pub const OPT_OUT: &str = "OPT_OUT";
 }
 
 #[cfg(feature = "user")]
 mod pod {
     use super::{
-        Backend, BackendStats, FrontendKey, FrontendValue, Service, Slot, SockFlow, SockOrigin,
-        SockOriginKey, SockState,
+        Addr, Affinity, AffinityKey, Backend, BackendHealth, BackendStats, Device, Event, Flow, FlowKey,
+        FragmentKey, FragmentPorts, FrontendKey, FrontendValue, NodeConfig, Service, ServiceStats, Slot,
+        SockFlow, SockOrigin, SockOriginKey, SockState, SourceRangeKey,
     };
 
     macro_rules! pod {
@@ -61,15 +94,28 @@ mod pod {
         };
     }
     pod!(
+        Addr,
+        Affinity,
+        AffinityKey,
         Backend,
+        BackendHealth,
         BackendStats,
+        Device,
+        Event,
+        Flow,
+        FlowKey,
+        FragmentKey,
+        FragmentPorts,
         FrontendKey,
         FrontendValue,
+        NodeConfig,
         Service,
+        ServiceStats,
         Slot,
         SockFlow,
         SockOrigin,
         SockOriginKey,
-        SockState
+        SockState,
+        SourceRangeKey
     );
 }

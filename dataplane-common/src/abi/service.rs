@@ -1,11 +1,21 @@
 use core::mem::offset_of;
 
+use super::Addr;
+
 /// Flags of a service.
 pub mod service_flag {
     /// `internalTrafficPolicy: Local`: traffic to the ClusterIP uses the `local` set.
     pub const INTERNAL_LOCAL: u32 = 1 << 0;
-    /// `externalTrafficPolicy: Local`.
+    /// `externalTrafficPolicy: Local`: traffic from outside the cluster to an external address uses the `local` set.
     pub const EXTERNAL_LOCAL: u32 = 1 << 1;
+    /// Somewhere there is a ready endpoint, or a serving and terminating one: an empty `local` set drops, while without
+    /// this flag it rejects (spec kube-proxy 2.2).
+    pub const HAS_ENDPOINTS: u32 = 1 << 2;
+    /// A source range covers this node, so that a source that equals the load-balancer address is let in as well
+    /// (spec kube-proxy 2.4).
+    pub const NODE_IN_RANGES: u32 = 1 << 3;
+    /// Backends of this service are not watched for failures.
+    pub const NO_FAILURE_DETECTION: u32 = 1 << 4;
 }
 
 /// Ways to choose a backend.
@@ -60,18 +70,20 @@ pub struct Service {
     pub cluster: SetWord,
     /// What traffic under policy `Local` may use.
     pub local: SetWord,
-    /// Maglev table `{base, size}`. Not used yet.
+    /// Maglev table of the `cluster` set; the empty set while there is none.
     pub maglev: SetWord,
     /// See [`algorithm`].
     pub algorithm: u32,
     /// See [`service_flag`].
     pub flags: u32,
-    /// Idle time of client affinity in seconds; 0 is none. Not used yet.
+    /// Idle time of client affinity in seconds; 0 is none.
     pub affinity_seconds: u32,
-    /// Id of the source ranges that may enter by a load-balancer address; 0 is all. Not used yet.
+    /// Id of the source ranges that may enter by a load-balancer address ([`super::SourceRangeKey`]); 0 is all.
     pub source_ranges: u32,
+    /// Maglev table of the `local` set; the empty set while there is none.
+    pub maglev_local: SetWord,
     /// Always 0.
-    pub reserved: [u64; 3],
+    pub reserved: [u64; 2],
 }
 
 const _: () = {
@@ -83,7 +95,8 @@ const _: () = {
     assert!(offset_of!(Service, flags) == 28);
     assert!(offset_of!(Service, affinity_seconds) == 32);
     assert!(offset_of!(Service, source_ranges) == 36);
-    assert!(offset_of!(Service, reserved) == 40);
+    assert!(offset_of!(Service, maglev_local) == 40);
+    assert!(offset_of!(Service, reserved) == 48);
 };
 
 /// One entry of `SLOTS`, stored and loaded whole.
@@ -118,3 +131,45 @@ impl Slot {
 
 const _: () = assert!(size_of::<SetWord>() == 8 && size_of::<Slot>() == 8);
 const _: () = assert!(align_of::<SetWord>() == 8 && align_of::<Slot>() == 8);
+
+/// One row of `SERVICE_STATS`, by service id; only the programs write it, user space zeroes it when an id is given out.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct ServiceStats {
+    /// Turn of round-robin: the next choice is this value modulo the size of the set.
+    pub turn: u64,
+    /// Connections and datagram flows given a backend.
+    pub connections: u64,
+    /// Refused or dropped because the set was empty.
+    pub no_backend: u64,
+    /// Dropped because the client is outside the source ranges.
+    pub denied: u64,
+}
+
+const _: () = {
+    assert!(size_of::<ServiceStats>() == 32 && align_of::<ServiceStats>() == 8);
+    assert!(offset_of!(ServiceStats, turn) == 0);
+    assert!(offset_of!(ServiceStats, connections) == 8);
+    assert!(offset_of!(ServiceStats, no_backend) == 16);
+    assert!(offset_of!(ServiceStats, denied) == 24);
+};
+
+/// Key of the trie `SOURCE_RANGES`: the ranges of one id. In a trie the first word is the prefix length, counted over the
+/// bytes behind it: 32 bits of id, then the prefix of the (IPv4-mapped) address.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Default)]
+pub struct SourceRangeKey {
+    /// 32 plus the length of the address prefix (96 more for IPv4).
+    pub prefix_len: u32,
+    /// [`Service::source_ranges`].
+    pub ranges: u32,
+    /// The range's first address.
+    pub addr: Addr,
+}
+
+const _: () = {
+    assert!(size_of::<SourceRangeKey>() == 24 && align_of::<SourceRangeKey>() == 4);
+    assert!(offset_of!(SourceRangeKey, prefix_len) == 0);
+    assert!(offset_of!(SourceRangeKey, ranges) == 4);
+    assert!(offset_of!(SourceRangeKey, addr) == 8);
+};
