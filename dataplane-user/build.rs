@@ -6,8 +6,16 @@ use std::process::{Command, ExitCode};
 
 use aya_build::{Package, Toolchain};
 
+/// Set for the copy of this program that does the build.
+const INNER: &str = "BEELINE_BUILD_INNER";
+
 fn main() -> ExitCode {
-    match build() {
+    let result = if env::var_os(INNER).is_some() {
+        build()
+    } else {
+        quietly()
+    };
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // one line: cargo prints what goes to standard error here as the reason of the failure
@@ -15,6 +23,43 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Runs the build in a copy of this program and leaves out of its output that things compile: aya-build makes a warning
+/// of each line that cargo says, and cargo would repeat them all whenever this crate is built.
+fn quietly() -> anyhow::Result<bool> {
+    let output = Command::new(env::current_exe()?)
+        .env(INNER, "1")
+        .stderr(std::process::Stdio::inherit())
+        .output()?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let said: Vec<&str> = text.lines().collect();
+    for line in said
+        .iter()
+        .filter(|line| !output.status.success() || !is_progress(line))
+    {
+        println!("{line}");
+    }
+    Ok(output.status.success())
+}
+
+/// What cargo says while all is well, as aya-build passes it on.
+fn is_progress(line: &str) -> bool {
+    line.strip_prefix("cargo:warning=").is_some_and(|said| {
+        let said = said.trim_start();
+        [
+            "Compiling ",
+            "Finished ",
+            "Downloaded ",
+            "Downloading ",
+            "Locking ",
+            "Updating ",
+            "Blocking ",
+            "Fresh ",
+        ]
+        .iter()
+        .any(|word| said.starts_with(word))
+    })
 }
 
 fn build() -> anyhow::Result<()> {

@@ -56,7 +56,9 @@ impl Place {
     }
 
     pub(crate) fn pin_dir(&self) -> PathBuf {
-        self.config.bpffs_root.join("v1")
+        self.config
+            .bpffs_root
+            .join(format!("v{}", dataplane_common::abi::ABI_VERSION))
     }
 
     pub(crate) fn open(&self) -> (Kernel, Programmer<RealMaps>) {
