@@ -11,12 +11,14 @@ const INNER: &str = "BEELINE_BUILD_INNER";
 
 fn main() -> ExitCode {
     let result = if env::var_os(INNER).is_some() {
-        build()
+        build().map(|()| true)
     } else {
         quietly()
     };
     match result {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(true) => ExitCode::SUCCESS,
+        // the copy has said why
+        Ok(false) => ExitCode::FAILURE,
         Err(error) => {
             // one line: cargo prints what goes to standard error here as the reason of the failure
             eprintln!("{error:#}");
