@@ -7,4 +7,5 @@ pub mod agent;
 pub mod cli;
 pub mod config;
 pub mod kernel;
+pub mod nodeaddr;
 pub mod source;

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::extract::State;
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{any, get};
 use jiff::Timestamp;
@@ -17,7 +17,7 @@ use tokio::net::{TcpListener, TcpSocket, UnixListener};
 use tokio::sync::{mpsc, oneshot};
 use tracing::{info, warn};
 
-use super::metrics::CodeLabel;
+use super::metrics::{CodeLabel, older_text};
 use super::state::Shared;
 use super::view::{Services, Status};
 
@@ -103,14 +103,31 @@ fn plain(body: &'static str) -> Response {
     (headers, body).into_response()
 }
 
+/// Metrics in the format that the client asks for; without a wish in the one that every client understands.
+fn exposition(request: &HeaderMap, open_metrics: String) -> Response {
+    let accepted = request.get_all(header::ACCEPT).iter();
+    let asked = accepted
+        .filter_map(|value| value.to_str().ok())
+        .any(|value| value.contains("application/openmetrics-text"));
+    let (kind, text) = if asked {
+        (
+            "application/openmetrics-text; version=1.0.0; charset=utf-8",
+            open_metrics,
+        )
+    } else {
+        (
+            "text/plain; version=0.0.4; charset=utf-8",
+            older_text(&open_metrics),
+        )
+    };
+    ([(header::CONTENT_TYPE, kind)], text).into_response()
+}
+
 /// Port 10249: metrics and what describes the proxy.
 pub fn metrics_router(context: Context) -> Router {
-    let metrics = |State(context): State<Context>| async move {
-        let headers = [(
-            header::CONTENT_TYPE,
-            "application/openmetrics-text; version=1.0.0; charset=utf-8",
-        )];
-        (headers, context.shared.metrics.text(&(context.counters)())).into_response()
+    let metrics = |State(context): State<Context>, headers: HeaderMap| async move {
+        let text = context.shared.metrics.text(&(context.counters)());
+        exposition(&headers, text)
     };
     let configz =
         |State(context): State<Context>| async move { json(StatusCode::OK, &context.config.to_string()) };
@@ -208,4 +225,100 @@ pub fn bind_socket(path: &Path) -> std::io::Result<UnixListener> {
     let listener = UnixListener::bind(path)?;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
     Ok(listener)
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::body::Body;
+    use axum::http::Request as HttpRequest;
+    use http_body_util::BodyExt as _;
+    use hyper_util::service::TowerToHyperService;
+
+    use super::super::health::Health;
+    use super::*;
+
+    fn context(health: Health) -> Context {
+        let (requests, _) = mpsc::channel(1);
+        Context {
+            shared: Shared::new(health),
+            counters: Arc::new(Vec::new),
+            config: Arc::new(serde_json::json!({"kubeproxy.config.k8s.io": {"mode": "ebpf"}})),
+            requests,
+        }
+    }
+
+    /// Status, headers, body.
+    async fn ask(router: &Router, method: &str, uri: &str) -> (u16, HeaderMap, String) {
+        use hyper::service::Service as _;
+        let request = HttpRequest::builder().method(method).uri(uri).body(Body::empty());
+        let service = TowerToHyperService::new(router.clone());
+        let (head, body) = service.call(request.unwrap()).await.unwrap().into_parts();
+        let body = body.collect().await.unwrap().to_bytes();
+        (
+            head.status.as_u16(),
+            head.headers,
+            String::from_utf8(body.to_vec()).unwrap(),
+        )
+    }
+
+    #[tokio::test]
+    async fn the_health_server_answers_as_kube_proxys() {
+        let context = context(Health::new(false, Duration::from_secs(30)));
+        let router = health_router(context.clone());
+        for (method, uri, status) in [
+            ("GET", "/healthz", 503),
+            ("POST", "/healthz", 503),
+            ("GET", "/livez", 200),
+            ("DELETE", "/livez?x=1", 200),
+            ("GET", "/", 404),
+            ("GET", "/healthz/", 404),
+            ("GET", "/metrics", 404),
+        ] {
+            let (got, headers, body) = ask(&router, method, uri).await;
+            assert_eq!(got, status, "{method} {uri}");
+            if status == 404 {
+                continue;
+            }
+            assert_eq!(headers["content-type"], "application/json", "{method} {uri}");
+            assert_eq!(headers["x-content-type-options"], "nosniff", "{method} {uri}");
+            assert!(
+                body.starts_with(r#"{"lastUpdated":""#) && body.ends_with('}'),
+                "{body}"
+            );
+            assert_eq!(body.contains("nodeEligible"), uri == "/healthz", "{body}");
+        }
+        let text = context.shared.metrics.text(&[]);
+        assert!(
+            text.contains("kubeproxy_proxy_healthz_total{code=\"503\"} 2"),
+            "{text}"
+        );
+        assert!(
+            text.contains("kubeproxy_proxy_livez_total{code=\"200\"} 2"),
+            "{text}"
+        );
+    }
+
+    #[tokio::test]
+    async fn metrics_come_in_the_format_that_is_asked_for() {
+        let router = metrics_router(context(Health::for_tests()));
+        let (_, headers, body) = ask(&router, "GET", "/metrics").await;
+        assert_eq!(
+            headers["content-type"],
+            "text/plain; version=0.0.4; charset=utf-8"
+        );
+        assert!(
+            body.contains("# TYPE kubeproxy_proxy_healthz_total counter\n"),
+            "{body}"
+        );
+        let mut request = HeaderMap::new();
+        let accept = "application/openmetrics-text;version=1.0.0;q=0.5,text/plain;q=0.2";
+        request.insert(header::ACCEPT, accept.parse().unwrap());
+        let response = exposition(&request, "# EOF\n".into());
+        assert!(
+            response.headers()["content-type"]
+                .to_str()
+                .unwrap()
+                .starts_with("application/openmetrics-text")
+        );
+    }
 }

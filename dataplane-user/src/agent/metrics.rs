@@ -1,5 +1,7 @@
 //! What Prometheus reads: kube-proxy's names where they mean the same (spec kube-proxy 4), ours with `beeline_`.
 
+use std::borrow::Cow;
+use std::fmt::Write as _;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
 
@@ -11,6 +13,8 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
+
+use super::process::Process;
 
 /// Label of a map.
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -27,6 +31,28 @@ struct EventLabel {
 /// Label of an address family, spelled as kube-proxy does.
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 pub struct FamilyLabel {
+    /// `IPv4` or `IPv6`.
+    pub ip_family: &'static str,
+}
+
+impl FamilyLabel {
+    /// The label of a family.
+    #[must_use]
+    pub const fn of(family: dataplane_model::Family) -> Self {
+        Self {
+            ip_family: match family {
+                dataplane_model::Family::V4 => "IPv4",
+                dataplane_model::Family::V6 => "IPv6",
+            },
+        }
+    }
+}
+
+/// Labels of the services that a `Local` policy leaves without endpoints.
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub struct PolicyLabel {
+    /// `internal` or `external`.
+    pub traffic_policy: &'static str,
     /// `IPv4` or `IPv6`.
     pub ip_family: &'static str,
 }
@@ -50,12 +76,76 @@ struct VersionLabel {
     version: &'static str,
 }
 
+/// Labels of `kubernetes_build_info`, as every Kubernetes component has them.
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct BuildLabels {
+    major: &'static str,
+    minor: &'static str,
+    git_version: &'static str,
+    git_commit: &'static str,
+    git_tree_state: &'static str,
+    build_date: &'static str,
+    go_version: &'static str,
+    compiler: &'static str,
+    platform: &'static str,
+}
+
+/// A histogram by family. The constructor has a name so that the type does.
+pub type FamilyHistogram = Family<FamilyLabel, Histogram, fn() -> Histogram>;
+
+/// kube-proxy's buckets of a sync: 1 ms times 2^0..14.
+fn sync_histogram() -> Histogram {
+    Histogram::new(exponential_buckets(0.001, 2.0, 15))
+}
+
+/// kube-proxy's buckets of the network programming latency, in seconds: 0.25, 0.5, 1 to 59 by 1, 60 to 115 by 5, 120 to
+/// 300 by 30.
+fn latency_histogram() -> Histogram {
+    let buckets = [0.25, 0.5]
+        .into_iter()
+        .chain((1..60).map(f64::from))
+        .chain((60..120).step_by(5).map(f64::from))
+        .chain((120..=300).step_by(30).map(f64::from));
+    Histogram::new(buckets)
+}
+
+/// What this build says of itself to those who compare components' versions. A skew alert compares major and minor.
+const BUILD: BuildLabels = BuildLabels {
+    major: "1",
+    minor: "36",
+    git_version: concat!("v1.36.0+beeline-", env!("CARGO_PKG_VERSION")),
+    git_commit: "",
+    git_tree_state: "",
+    build_date: "",
+    go_version: "",
+    compiler: "rustc",
+    platform: if cfg!(target_arch = "aarch64") {
+        "linux/arm64"
+    } else {
+        "linux/amd64"
+    },
+};
+
 /// Every metric of the agent.
 #[derive(Debug)]
 pub struct Metrics {
     registry: Registry,
-    /// Duration of a sync in seconds.
-    pub sync_duration: Histogram,
+    /// Duration of a sync in seconds, as kube-proxy has it.
+    pub sync_duration: FamilyHistogram,
+    /// Of those, the ones that looked at everything.
+    pub full_sync_duration: FamilyHistogram,
+    /// Of those, the ones that looked at what had changed.
+    pub partial_sync_duration: FamilyHistogram,
+    /// Duration of a sync in seconds, in buckets that suit it.
+    pub fine_sync_duration: Histogram,
+    /// Seconds from the trigger of an endpoint's change until it was programmed.
+    pub network_programming: FamilyHistogram,
+    /// Services with a change that is not programmed yet.
+    pub service_changes_pending: Gauge,
+    /// Endpoint slices with a change that is not programmed yet.
+    pub endpoint_changes_pending: Gauge,
+    /// Services that a `Local` policy leaves without endpoints though there are some elsewhere.
+    pub no_local_endpoints: Family<PolicyLabel, Gauge>,
     /// Unix time of the last successful sync, by family.
     pub last_sync: Family<FamilyLabel, Gauge<f64, AtomicU64>>,
     /// Unix time when a sync was last asked for.
@@ -78,15 +168,24 @@ pub struct Metrics {
     map_entries: Family<MapLabel, Gauge>,
     map_max_entries: Family<MapLabel, Gauge>,
     events: Family<EventLabel, Counter>,
-    resident: Gauge,
+    audit_differences: Family<MapLabel, Counter>,
+    /// Unix time of the last comparison of the maps with what they should hold.
+    pub last_audit: Gauge<f64, AtomicU64>,
+    process: Process,
 }
 
 impl Default for Metrics {
     fn default() -> Self {
         let mut registry = Registry::default();
         let metrics = Self {
-            // spec kube-proxy 4: 1 ms times 2^0..14; ours are shorter, so finer ones below
-            sync_duration: Histogram::new(exponential_buckets(0.000_031_25, 2.0, 20)),
+            sync_duration: Family::new_with_constructor(sync_histogram),
+            full_sync_duration: Family::new_with_constructor(sync_histogram),
+            partial_sync_duration: Family::new_with_constructor(sync_histogram),
+            fine_sync_duration: Histogram::new(exponential_buckets(0.000_031_25, 2.0, 20)),
+            network_programming: Family::new_with_constructor(latency_histogram),
+            service_changes_pending: Gauge::default(),
+            endpoint_changes_pending: Gauge::default(),
+            no_local_endpoints: Family::default(),
             last_sync: Family::default(),
             last_queued: Family::default(),
             service_changes: Counter::default(),
@@ -100,7 +199,9 @@ impl Default for Metrics {
             map_entries: Family::default(),
             map_max_entries: Family::default(),
             events: Family::default(),
-            resident: Gauge::default(),
+            audit_differences: Family::default(),
+            last_audit: Gauge::default(),
+            process: Process::default(),
             registry: Registry::default(),
         };
         let mut add =
@@ -110,6 +211,52 @@ impl Default for Metrics {
             "kubeproxy_sync_proxy_rules_duration_seconds",
             "Duration of a sync",
             Box::new(m.sync_duration.clone()),
+        );
+        add(
+            "kubeproxy_sync_full_proxy_rules_duration_seconds",
+            "Duration of a sync of everything",
+            Box::new(m.full_sync_duration.clone()),
+        );
+        add(
+            "kubeproxy_sync_partial_proxy_rules_duration_seconds",
+            "Duration of a sync of what changed",
+            Box::new(m.partial_sync_duration.clone()),
+        );
+        add(
+            "kubeproxy_network_programming_duration_seconds",
+            "Time from the trigger of an endpoint's change until it was programmed",
+            Box::new(m.network_programming.clone()),
+        );
+        add(
+            "kubeproxy_sync_proxy_rules_service_changes_pending",
+            "Services with a change that is not programmed yet",
+            Box::new(m.service_changes_pending.clone()),
+        );
+        add(
+            "kubeproxy_sync_proxy_rules_endpoint_changes_pending",
+            "Endpoint slices with a change that is not programmed yet",
+            Box::new(m.endpoint_changes_pending.clone()),
+        );
+        // A gauge whose name ends like a counter's, in kube-proxy, too.
+        add(
+            "kubeproxy_sync_proxy_rules_no_local_endpoints_total",
+            "Service ports with a Local traffic policy and endpoints on other nodes only",
+            Box::new(m.no_local_endpoints.clone()),
+        );
+        add(
+            "beeline_sync_duration_seconds",
+            "Duration of a sync",
+            Box::new(m.fine_sync_duration.clone()),
+        );
+        add(
+            "beeline_audit_differences",
+            "Entries of a map that were found changed behind the agent's back",
+            Box::new(m.audit_differences.clone()),
+        );
+        add(
+            "beeline_audit_last_timestamp_seconds",
+            "Unix time when the maps were last compared with what they should hold",
+            Box::new(m.last_audit.clone()),
         );
         add(
             "kubeproxy_sync_proxy_rules_last_timestamp_seconds",
@@ -179,7 +326,39 @@ impl Default for Metrics {
         add(
             "process_resident_memory_bytes",
             "Resident memory of the agent",
-            Box::new(m.resident.clone()),
+            Box::new(m.process.resident.clone()),
+        );
+        add(
+            "process_virtual_memory_bytes",
+            "Address space of the agent",
+            Box::new(m.process.virt.clone()),
+        );
+        add(
+            "process_cpu_seconds",
+            "Processor time that the agent has used",
+            Box::new(m.process.cpu.clone()),
+        );
+        add(
+            "process_open_fds",
+            "Open file descriptors",
+            Box::new(m.process.open_fds.clone()),
+        );
+        add(
+            "process_max_fds",
+            "Most file descriptors that may be open",
+            Box::new(m.process.max_fds.clone()),
+        );
+        add(
+            "process_start_time_seconds",
+            "Unix time when the agent started",
+            Box::new(m.process.start_time.clone()),
+        );
+        let kubernetes = Family::<BuildLabels, Gauge>::default();
+        kubernetes.get_or_create(&BUILD).set(1);
+        add(
+            "kubernetes_build_info",
+            "The Kubernetes version whose kube-proxy this behaves as",
+            Box::new(kubernetes),
         );
         let build = Family::<VersionLabel, Gauge>::default();
         build
@@ -188,6 +367,11 @@ impl Default for Metrics {
             })
             .set(1);
         add("beeline_build_info", "Always 1", Box::new(build));
+        // A rate over a counter needs to see it at 0 first.
+        for code in [200, 503] {
+            drop(metrics.healthz.get_or_create(&CodeLabel { code }));
+            drop(metrics.livez.get_or_create(&CodeLabel { code }));
+        }
         Self { registry, ..metrics }
     }
 }
@@ -218,6 +402,13 @@ impl Metrics {
         self.program_errors.get_or_create(&MapLabel { map }).inc();
     }
 
+    /// Entries of a map that were found changed.
+    pub fn audit_differences(&self, map: &'static str, count: u64) {
+        self.audit_differences
+            .get_or_create(&MapLabel { map })
+            .inc_by(count);
+    }
+
     /// Everything, in the OpenMetrics text format. `counters` are the programs' own.
     #[must_use]
     pub fn text(&self, counters: &[(&'static str, u64)]) -> String {
@@ -227,7 +418,7 @@ impl Metrics {
                 .inner()
                 .store(value, Ordering::Relaxed);
         }
-        self.resident.set(resident_bytes().unwrap_or(0));
+        self.process.read();
         let mut out = String::new();
         // writing to a String does not fail
         let _: std::fmt::Result = encode(&mut out, &self.registry);
@@ -235,43 +426,238 @@ impl Metrics {
     }
 }
 
-/// `VmRSS` of this process, in bytes.
+/// From the OpenMetrics format to the older text format of Prometheus (version 0.0.4), for clients that do not ask for
+/// the former: there a counter's description has the name of its sample, and there are no units and no end mark.
 #[must_use]
-pub fn resident_bytes() -> Option<i64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
-    line.trim()
-        .strip_suffix(" kB")?
-        .trim()
-        .parse::<i64>()
-        .ok()
-        .map(|kib| kib * 1024)
+pub fn older_text(open_metrics: &str) -> String {
+    let mut out = String::with_capacity(open_metrics.len());
+    let mut help: Option<(&str, &str)> = None;
+    for line in open_metrics.lines() {
+        if let Some(rest) = line.strip_prefix("# HELP ") {
+            // which name it has depends on the type, which comes next
+            help = rest.split_once(' ');
+        } else if let Some((name, kind)) = line.strip_prefix("# TYPE ").and_then(|rest| rest.split_once(' '))
+        {
+            let name = if kind == "counter" {
+                Cow::Owned(format!("{name}_total"))
+            } else {
+                Cow::Borrowed(name)
+            };
+            let (_, help) = help.take().unwrap_or_default();
+            // writing to a String does not fail
+            let _: std::fmt::Result = write!(out, "# HELP {name} {help}\n# TYPE {name} {kind}\n");
+        } else if !line.starts_with('#') {
+            out.push_str(line);
+            out.push('\n');
+        }
+    }
+    out
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
+
     use super::*;
 
+    /// A metric as a scraper sees it.
+    #[derive(Debug, Default)]
+    struct Found {
+        kind: String,
+        /// Names of labels but `le`, over all samples.
+        labels: BTreeSet<String>,
+        samples: Vec<(String, f64)>,
+    }
+
+    /// Parses the older text format, strictly: every sample belongs to a description before it.
+    fn parse(text: &str) -> BTreeMap<String, Found> {
+        let mut out: BTreeMap<String, Found> = BTreeMap::new();
+        let mut current = String::new();
+        for line in text.lines() {
+            if let Some(rest) = line.strip_prefix("# TYPE ") {
+                let (name, kind) = rest.split_once(' ').unwrap();
+                current = name.into();
+                let found = Found {
+                    kind: kind.into(),
+                    ..Found::default()
+                };
+                assert!(out.insert(name.into(), found).is_none(), "{name} twice");
+                continue;
+            }
+            if line.starts_with("# HELP ") {
+                continue;
+            }
+            let (series, value) = line.rsplit_once(' ').unwrap();
+            let (name, labels) = series.split_once('{').unwrap_or((series, "}"));
+            let found = out.get_mut(&current).unwrap();
+            let suffixes: &[&str] = if found.kind == "histogram" {
+                &["_bucket", "_sum", "_count"]
+            } else {
+                &[""]
+            };
+            assert!(
+                suffixes.iter().any(|suffix| format!("{current}{suffix}") == name),
+                "{name} below {current}"
+            );
+            for label in labels
+                .trim_end_matches('}')
+                .split("\",")
+                .filter(|l| !l.is_empty())
+            {
+                found.labels.insert(label.split_once('=').unwrap().0.into());
+            }
+            found.labels.remove("le");
+            found.samples.push((series.into(), value.parse().unwrap()));
+        }
+        out
+    }
+
     #[test]
-    fn names_are_kube_proxys() {
+    fn a_dashboard_of_kube_proxy_finds_what_it_asks_for() {
         let metrics = Metrics::default();
-        metrics
-            .last_sync
-            .get_or_create(&FamilyLabel { ip_family: "IPv4" })
-            .set(12.5);
+        let v4 = FamilyLabel::of(dataplane_model::Family::V4);
+        metrics.last_sync.get_or_create(&v4).set(12.5);
+        metrics.last_queued.get_or_create(&v4).set(12.5);
         metrics.service_changes.inc();
         metrics.program_error("SLOTS");
+        metrics.audit_differences("SLOTS", 2);
         metrics.healthz.get_or_create(&CodeLabel { code: 200 }).inc();
-        let text = metrics.text(&[("connected", 7)]);
-        for line in [
-            "kubeproxy_sync_proxy_rules_last_timestamp_seconds{ip_family=\"IPv4\"} 12.5",
-            "kubeproxy_sync_proxy_rules_service_changes_total 1",
-            "kubeproxy_proxy_healthz_total{code=\"200\"} 1",
-            "beeline_program_errors_total{map=\"SLOTS\"} 1",
-            "beeline_ebpf_events_total{event=\"connected\"} 7",
+        for histogram in [
+            &metrics.sync_duration,
+            &metrics.full_sync_duration,
+            &metrics.partial_sync_duration,
+            &metrics.network_programming,
         ] {
-            assert!(text.lines().any(|l| l == line), "{line} is not in\n{text}");
+            histogram.get_or_create(&v4).observe(0.003);
         }
-        assert!(resident_bytes().unwrap() > 100_000);
+        let policy = PolicyLabel {
+            traffic_policy: "internal",
+            ip_family: "IPv4",
+        };
+        metrics.no_local_endpoints.get_or_create(&policy).set(1);
+        let open = metrics.text(&[("connected", 7)]);
+        assert!(open.ends_with("# EOF\n"));
+        let found = parse(&older_text(&open));
+        for (name, kind, labels) in [
+            (
+                "kubeproxy_sync_proxy_rules_duration_seconds",
+                "histogram",
+                "ip_family",
+            ),
+            (
+                "kubeproxy_sync_full_proxy_rules_duration_seconds",
+                "histogram",
+                "ip_family",
+            ),
+            (
+                "kubeproxy_sync_partial_proxy_rules_duration_seconds",
+                "histogram",
+                "ip_family",
+            ),
+            (
+                "kubeproxy_sync_proxy_rules_last_timestamp_seconds",
+                "gauge",
+                "ip_family",
+            ),
+            (
+                "kubeproxy_sync_proxy_rules_last_queued_timestamp_seconds",
+                "gauge",
+                "ip_family",
+            ),
+            (
+                "kubeproxy_network_programming_duration_seconds",
+                "histogram",
+                "ip_family",
+            ),
+            ("kubeproxy_sync_proxy_rules_endpoint_changes_pending", "gauge", ""),
+            ("kubeproxy_sync_proxy_rules_endpoint_changes_total", "counter", ""),
+            ("kubeproxy_sync_proxy_rules_service_changes_pending", "gauge", ""),
+            ("kubeproxy_sync_proxy_rules_service_changes_total", "counter", ""),
+            (
+                "kubeproxy_sync_proxy_rules_no_local_endpoints_total",
+                "gauge",
+                "ip_family traffic_policy",
+            ),
+            ("kubeproxy_proxy_healthz_total", "counter", "code"),
+            ("kubeproxy_proxy_livez_total", "counter", "code"),
+            ("process_resident_memory_bytes", "gauge", ""),
+            ("process_virtual_memory_bytes", "gauge", ""),
+            ("process_cpu_seconds_total", "counter", ""),
+            ("process_open_fds", "gauge", ""),
+            ("process_max_fds", "gauge", ""),
+            ("process_start_time_seconds", "gauge", ""),
+            (
+                "kubernetes_build_info",
+                "gauge",
+                "build_date compiler git_commit git_tree_state git_version go_version major minor platform",
+            ),
+            ("beeline_sync_duration_seconds", "histogram", ""),
+            ("beeline_program_errors_total", "counter", "map"),
+            ("beeline_audit_differences_total", "counter", "map"),
+            ("beeline_ebpf_events_total", "counter", "event"),
+        ] {
+            let metric = found
+                .get(name)
+                .unwrap_or_else(|| panic!("{name} is not in\n{open}"));
+            assert_eq!(metric.kind, kind, "{name}");
+            let found: Vec<&str> = metric.labels.iter().map(String::as_str).collect();
+            assert_eq!(found.join(" "), labels, "{name}");
+            assert!(!metric.samples.is_empty(), "{name}");
+        }
+        assert!(!found.keys().any(|name| name.ends_with("_total_total")));
+        let value = |series: &str| {
+            let all = found.values().flat_map(|metric| &metric.samples);
+            all.clone()
+                .find(|(name, _)| name == series)
+                .unwrap_or_else(|| panic!("{series} is not in {:?}", all.collect::<Vec<_>>()))
+                .1
+        };
+        for (series, expected) in [
+            (
+                "kubeproxy_sync_proxy_rules_last_timestamp_seconds{ip_family=\"IPv4\"}",
+                12.5,
+            ),
+            ("kubeproxy_sync_proxy_rules_service_changes_total", 1.0),
+            ("kubeproxy_proxy_healthz_total{code=\"200\"}", 1.0),
+            ("kubeproxy_proxy_healthz_total{code=\"503\"}", 0.0),
+            ("beeline_program_errors_total{map=\"SLOTS\"}", 1.0),
+            ("beeline_audit_differences_total{map=\"SLOTS\"}", 2.0),
+            ("beeline_ebpf_events_total{event=\"connected\"}", 7.0),
+        ] {
+            assert!((value(series) - expected).abs() < 1e-9, "{series}");
+        }
+        assert!(value("process_resident_memory_bytes") > 100_000.0);
+        assert!(value("process_open_fds") >= 3.0);
+        let now = jiff::Timestamp::now().as_duration().as_secs_f64();
+        let start = value("process_start_time_seconds");
+        assert!(start > now - 3600.0 && start <= now + 1.0, "{start} {now}");
+    }
+
+    #[test]
+    fn buckets_are_kube_proxys() {
+        let metrics = Metrics::default();
+        let v6 = FamilyLabel::of(dataplane_model::Family::V6);
+        metrics.sync_duration.get_or_create(&v6).observe(1.0);
+        metrics.network_programming.get_or_create(&v6).observe(1.0);
+        let text = older_text(&metrics.text(&[]));
+        let bounds = |name: &str| -> Vec<f64> {
+            let prefix = format!("{name}_bucket{{le=\"");
+            let lines = text.lines().filter_map(|line| line.strip_prefix(&prefix));
+            lines
+                .filter_map(|rest| rest.split_once('"')?.0.parse().ok())
+                .filter(|bound: &f64| bound.is_finite())
+                .collect()
+        };
+        let sync = bounds("kubeproxy_sync_proxy_rules_duration_seconds");
+        let expected: Vec<f64> = (0..15).map(|n| 0.001 * f64::from(1 << n)).collect();
+        assert_eq!(sync, expected);
+        let latency = bounds("kubeproxy_network_programming_duration_seconds");
+        assert_eq!(latency.len(), 2 + 59 + 12 + 7);
+        assert_eq!(latency[..4], [0.25, 0.5, 1.0, 2.0]);
+        assert_eq!(latency[60..63], [59.0, 60.0, 65.0]);
+        assert_eq!(
+            latency[72..],
+            [115.0, 120.0, 150.0, 180.0, 210.0, 240.0, 270.0, 300.0]
+        );
     }
 }

@@ -1,8 +1,10 @@
 //! The node daemon: sources in, the kernel's maps out, servers for those who ask.
 
+mod accounts;
 pub mod health;
 pub mod http;
 pub mod metrics;
+mod process;
 pub mod state;
 pub mod view;
 
@@ -15,6 +17,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use dataplane_common::abi::ABI_VERSION;
 use dataplane_model::program::{Maps, Programmer};
+use jiff::Timestamp;
 use nix::fcntl::{Flock, FlockArg};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
@@ -23,7 +26,9 @@ use tracing::{info, warn};
 
 use crate::config::{AgentConfig, SourceConfig, Unusable};
 use crate::kernel::{self, Kernel};
+use crate::nodeaddr;
 use crate::source::{self, Update};
+use health::Health;
 use http::Request;
 use state::{Shared, State};
 
@@ -32,6 +37,8 @@ pub const SOCKET: &str = "agent.sock";
 /// Name of the lock in the state directory.
 const LOCK: &str = "agent.lock";
 
+/// kube-proxy's default sync period. Nothing is synced periodically here, but it says when a node becomes unhealthy.
+const HEALTH_PERIOD: Duration = Duration::from_secs(30);
 /// Updates that a source may be ahead of the loop.
 const QUEUE: usize = 1024;
 /// First and longest pause before what failed is tried again.
@@ -84,7 +91,9 @@ pub async fn run(config: AgentConfig) -> anyhow::Result<()> {
     let programmer = Programmer::new(kernel.maps()?).context("read back what the maps hold")?;
     let stats = kernel.stats()?;
     let from_api = !matches!(config.source, SourceConfig::Dir(_));
-    let shared = Shared::new(!from_api);
+    let mut health = Health::new(!from_api, HEALTH_PERIOD);
+    health.started(&nodeaddr::usable_families(), Timestamp::now());
+    let shared = Shared::new(health);
     let state = State::new(&config.node_name, programmer, Arc::clone(&shared));
 
     let (updates, update_queue) = mpsc::channel(QUEUE);
@@ -341,7 +350,7 @@ mod tests {
             frontends: 8,
         };
         let programmer = Programmer::new(FaultyMaps::new(FakeMaps::new(capacity), u32::MAX, 1)).unwrap();
-        let shared = Shared::new(true);
+        let shared = Shared::new(Health::for_tests());
         let state = State::new("n", programmer, Arc::clone(&shared));
         let (updates, update_queue) = mpsc::channel(QUEUE);
         let (requests, request_queue) = mpsc::channel(16);

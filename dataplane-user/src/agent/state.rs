@@ -1,17 +1,18 @@
 //! The agent without its surroundings: updates in, programmed services and answers out. Nothing here waits.
 
-use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use dataplane_common::abi::{BackendStats, algorithm, frontend_kind};
 use dataplane_model::program::{AppliedService, Maps, Outcome, ProgramError, Programmer};
-use dataplane_model::{BackendState, Event, Family, Model, Problem, ServiceKey, SetBackend};
+use dataplane_model::{BackendState, Event, Family, Model, ObjectName, Problem, ServiceKey, SetBackend};
 use jiff::Timestamp;
 use tracing::{error, info, warn};
 
+use super::accounts::{NoLocal, Pending, Triggers};
 use super::health::Health;
-use super::metrics::{FamilyLabel, KindLabel, Metrics};
+use super::metrics::{FamilyLabel, KindLabel, Metrics, PolicyLabel};
 use super::view::{BackendView, FrontendView, ServiceView, SourceView};
 use crate::source::{Kind, Update};
 
@@ -31,11 +32,11 @@ pub struct Shared {
 }
 
 impl Shared {
-    /// See [`Health::new`].
+    /// With this health.
     #[must_use]
-    pub fn new(eligible: bool) -> Arc<Self> {
+    pub fn new(health: Health) -> Arc<Self> {
         Arc::new(Self {
-            health: Mutex::new(Health::new(eligible)),
+            health: Mutex::new(health),
             metrics: Metrics::default(),
         })
     }
@@ -69,6 +70,17 @@ pub struct State<M> {
     failing: BTreeMap<ServiceKey, Failure>,
     shown: VecDeque<Problem>,
     known: HashSet<Problem>,
+    triggers: Triggers,
+    pending_services: Pending,
+    pending_slices: Pending,
+    no_local: NoLocal,
+}
+
+/// How much a sync looks at.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Extent {
+    Full,
+    Partial,
 }
 
 impl<M: Maps> State<M> {
@@ -87,6 +99,10 @@ impl<M: Maps> State<M> {
             failing: BTreeMap::new(),
             shown: VecDeque::new(),
             known: HashSet::new(),
+            triggers: Triggers::new(Timestamp::now()),
+            pending_services: Pending::default(),
+            pending_slices: Pending::default(),
+            no_local: NoLocal::default(),
         }
     }
 
@@ -151,16 +167,56 @@ impl<M: Maps> State<M> {
         }
     }
 
-    fn count(&self, event: &Event) {
+    fn count(&mut self, event: &Event) {
         let many = |n: usize| u64::try_from(n).unwrap_or(u64::MAX);
         let metrics = &self.shared.metrics;
         match event {
-            Event::ServiceApplied(_) | Event::ServiceDeleted { .. } => metrics.service_changes.inc(),
-            Event::ServicesReplaced(list) => metrics.service_changes.inc_by(many(list.len())),
-            Event::SliceApplied(_) | Event::SliceDeleted { .. } => metrics.endpoint_changes.inc(),
-            Event::SlicesReplaced(list) => metrics.endpoint_changes.inc_by(many(list.len())),
-            _ => 0,
-        };
+            Event::ServiceApplied(service) => {
+                metrics.service_changes.inc();
+                let meta = &service.metadata;
+                self.pending_services
+                    .add(meta.namespace.as_deref(), meta.name.as_deref());
+            }
+            Event::ServiceDeleted { namespace, name } => {
+                metrics.service_changes.inc();
+                self.pending_services.add(Some(namespace), Some(name));
+            }
+            Event::ServicesReplaced(list) => {
+                metrics.service_changes.inc_by(many(list.len()));
+                for service in list {
+                    let meta = &service.metadata;
+                    self.pending_services
+                        .add(meta.namespace.as_deref(), meta.name.as_deref());
+                }
+            }
+            Event::SliceApplied(slice) => {
+                metrics.endpoint_changes.inc();
+                self.pending_slices.add(
+                    slice.metadata.namespace.as_deref(),
+                    slice.metadata.name.as_deref(),
+                );
+                self.triggers.applied(slice);
+            }
+            Event::SliceDeleted { namespace, name } => {
+                metrics.endpoint_changes.inc();
+                self.pending_slices.add(Some(namespace), Some(name));
+                self.triggers.deleted(namespace, name);
+            }
+            Event::SlicesReplaced(list) => {
+                metrics.endpoint_changes.inc_by(many(list.len()));
+                for slice in list {
+                    self.pending_slices.add(
+                        slice.metadata.namespace.as_deref(),
+                        slice.metadata.name.as_deref(),
+                    );
+                    self.triggers.applied(slice);
+                }
+            }
+            _ => return,
+        }
+        let metrics = &self.shared.metrics;
+        metrics.service_changes_pending.set(self.pending_services.count());
+        metrics.endpoint_changes_pending.set(self.pending_slices.count());
     }
 
     /// Says a problem once, however often the object comes again.
@@ -203,28 +259,26 @@ impl<M: Maps> State<M> {
         let dirty = self.model.take_dirty();
         let first = !self.synced;
         if dirty.is_empty() && !first {
+            self.caught_up();
             return;
         }
         let begun = Instant::now();
-        for family in [Family::V4, Family::V6] {
-            if first || dirty.iter().any(|key| key.family == family) {
-                let at = Timestamp::now();
-                self.shared.health().queued(family, begun, at);
-                self.shared
-                    .metrics
-                    .last_queued
-                    .get_or_create(&label(family))
-                    .set(unix_seconds(at));
-            }
-        }
+        let families: Vec<Family> = [Family::V4, Family::V6]
+            .into_iter()
+            .filter(|family| first || dirty.iter().any(|key| key.family == *family))
+            .collect();
+        self.queued(&families, begun);
         let now = self.now_ms();
-        let changes = dirty.into_iter().map(|key| {
+        let mut changes = Vec::with_capacity(dirty.len());
+        for key in dirty {
             let desired = self.model.desired(&key);
-            (key, desired)
-        });
-        let outcome = self.programmer.reconcile(changes.collect::<Vec<_>>(), now);
+            self.no_local.set(&key, desired.as_ref());
+            changes.push((key, desired));
+        }
+        let outcome = self.programmer.reconcile(changes, now);
         let (applied, failed) = (outcome.applied, outcome.failed.len());
-        self.finish(outcome, begun);
+        let extent = if first { Extent::Full } else { Extent::Partial };
+        self.finish(outcome, begun, extent, &families);
         if first {
             let pruned = self.programmer.prune(now).applied;
             self.synced = true;
@@ -247,9 +301,11 @@ impl<M: Maps> State<M> {
         if self.synced && (self.programmer.pending().next().is_some() || self.programmer.has_unclaimed()) {
             let begun = Instant::now();
             let now = self.now_ms();
+            let families: BTreeSet<Family> = self.programmer.pending().map(|key| key.family).collect();
             let outcome = self.programmer.retry(now);
             self.programmer.prune(now);
-            self.finish(outcome, begun);
+            let families: Vec<Family> = families.into_iter().collect();
+            self.finish(outcome, begun, Extent::Partial, &families);
         }
     }
 
@@ -272,7 +328,43 @@ impl<M: Maps> State<M> {
         self.shared.metrics.set_fill(&self.programmer.usage());
     }
 
-    fn finish(&mut self, outcome: Outcome, begun: Instant) {
+    /// A sync has been asked for.
+    fn queued(&self, families: &[Family], begun: Instant) {
+        let at = Timestamp::now();
+        for &family in families {
+            self.shared.health().queued(family, begun);
+            self.shared
+                .metrics
+                .last_queued
+                .get_or_create(&FamilyLabel::of(family))
+                .set(unix_seconds(at));
+        }
+    }
+
+    /// Everything that has been taken in has been looked at.
+    fn caught_up(&mut self) {
+        self.pending_services.clear();
+        self.pending_slices.clear();
+        let metrics = &self.shared.metrics;
+        metrics.service_changes_pending.set(0);
+        metrics.endpoint_changes_pending.set(0);
+        let failed: HashSet<(&ObjectName, Family)> = self
+            .failing
+            .keys()
+            .map(|key| (&key.service, key.family))
+            .collect();
+        let took = self.triggers.programmed(Timestamp::now(), |service, family| {
+            failed.contains(&(service, family))
+        });
+        for (family, seconds) in took {
+            metrics
+                .network_programming
+                .get_or_create(&FamilyLabel::of(family))
+                .observe(seconds);
+        }
+    }
+
+    fn finish(&mut self, outcome: Outcome, begun: Instant, extent: Extent, families: &[Family]) {
         let mut before = std::mem::take(&mut self.failing);
         for (key, error) in outcome.failed {
             self.shared.metrics.program_error(error.map());
@@ -304,7 +396,7 @@ impl<M: Maps> State<M> {
                 self.shared.health().updated(family, at);
                 metrics
                     .last_sync
-                    .get_or_create(&label(family))
+                    .get_or_create(&FamilyLabel::of(family))
                     .set(unix_seconds(at));
                 self.last_sync = Some(at);
             }
@@ -312,8 +404,26 @@ impl<M: Maps> State<M> {
         metrics
             .services_failing
             .set(i64::try_from(self.failing.len()).unwrap_or(i64::MAX));
-        metrics.sync_duration.observe(begun.elapsed().as_secs_f64());
+        let took = begun.elapsed().as_secs_f64();
+        metrics.fine_sync_duration.observe(took);
+        let of_extent = match extent {
+            Extent::Full => &metrics.full_sync_duration,
+            Extent::Partial => &metrics.partial_sync_duration,
+        };
+        for histogram in [&metrics.sync_duration, of_extent] {
+            for &family in families {
+                histogram.get_or_create(&FamilyLabel::of(family)).observe(took);
+            }
+        }
+        for (traffic_policy, family, count) in self.no_local.counts() {
+            let label = PolicyLabel {
+                traffic_policy,
+                ip_family: FamilyLabel::of(family).ip_family,
+            };
+            metrics.no_local_endpoints.get_or_create(&label).set(count);
+        }
         metrics.set_fill(&self.programmer.usage());
+        self.caught_up();
     }
 
     /// Every service that the kernel holds.
@@ -346,15 +456,6 @@ impl<M: Maps> State<M> {
             .collect();
         status.problems = self.shown.iter().map(ToString::to_string).collect();
         status.maps = self.programmer.usage().iter().map(Into::into).collect();
-    }
-}
-
-const fn label(family: Family) -> FamilyLabel {
-    FamilyLabel {
-        ip_family: match family {
-            Family::V4 => "IPv4",
-            Family::V6 => "IPv6",
-        },
     }
 }
 
@@ -482,7 +583,11 @@ pub(super) mod tests {
     }
 
     fn state<M: Maps>(maps: M) -> State<M> {
-        State::new("n", Programmer::new(maps).unwrap(), Shared::new(true))
+        State::new(
+            "n",
+            Programmer::new(maps).unwrap(),
+            Shared::new(Health::for_tests()),
+        )
     }
 
     #[test]
@@ -560,6 +665,65 @@ pub(super) mod tests {
         state.fill_status(&mut status);
         assert!(status.failing.is_empty(), "{:?}", status.failing);
         assert!(status.synced);
+    }
+
+    #[test]
+    fn what_waits_and_what_a_sync_took_is_counted_by_family() {
+        let mut state = state(FakeMaps::new(capacity(8)));
+        let [service, slice] = web();
+        let Event::SliceApplied(mut slice) = slice else {
+            panic!("{slice:?}")
+        };
+        let trigger = Timestamp::now() + Duration::from_millis(1);
+        let annotation = (
+            "endpoints.kubernetes.io/last-change-trigger-time".into(),
+            trigger.to_string(),
+        );
+        slice.metadata.annotations = Some([annotation].into());
+        for event in [service, Event::SliceApplied(slice)] {
+            state.take(Update::Event(event.clone()));
+            state.take(Update::Event(event));
+        }
+        let shared = Arc::clone(&state.shared);
+        let value = |series: &str| {
+            let text = shared.metrics.text(&[]);
+            let line = text
+                .lines()
+                .find_map(|line| line.strip_prefix(&format!("{series} ")));
+            line.and_then(|value| value.parse::<f64>().ok())
+        };
+        let services = "kubeproxy_sync_proxy_rules_service_changes_pending";
+        let slices = "kubeproxy_sync_proxy_rules_endpoint_changes_pending";
+        state.sync();
+        assert_eq!((value(services), value(slices)), (Some(1.0), Some(1.0)));
+        for kind in [Kind::Service, Kind::EndpointSlice, Kind::Node] {
+            state.take(Update::Listed(kind));
+        }
+        state.sync();
+        assert_eq!((value(services), value(slices)), (Some(0.0), Some(0.0)));
+        let count = |name: &str, family: &str| {
+            value(&format!(
+                "kubeproxy_{name}_duration_seconds_count{{ip_family=\"{family}\"}}"
+            ))
+        };
+        assert_eq!(count("network_programming", "IPv4"), Some(1.0));
+        assert_eq!(count("sync_full_proxy_rules", "IPv4"), Some(1.0));
+        assert_eq!(
+            count("sync_full_proxy_rules", "IPv6"),
+            Some(1.0),
+            "the first sync is of both"
+        );
+        state.take(Update::Event(Event::ServiceDeleted {
+            namespace: "default".into(),
+            name: "web".into(),
+        }));
+        assert_eq!(value(services), Some(1.0));
+        state.sync();
+        assert_eq!(value(services), Some(0.0));
+        assert_eq!(count("sync_partial_proxy_rules", "IPv4"), Some(1.0));
+        assert_eq!(count("sync_partial_proxy_rules", "IPv6"), None);
+        assert_eq!(count("sync_proxy_rules", "IPv4"), Some(2.0));
+        assert_eq!(value("beeline_sync_duration_seconds_count"), Some(2.0));
     }
 
     #[test]
