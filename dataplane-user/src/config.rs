@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
@@ -79,6 +80,9 @@ pub struct AgentArgs {
     /// Recent destinations of unconnected UDP sockets that are remembered
     #[arg(long, default_value_t = Sizes::default().sock_origins, value_parser = clap::value_parser!(u32).range(1..=MAX_ENTRIES))]
     max_sock_origins: u32,
+    /// How often the maps are compared with what they should hold and repaired, in seconds, give or take a tenth; 0: never
+    #[arg(long, default_value_t = 3600, value_parser = clap::value_parser!(u32).range(0..=604_800))]
+    audit_period: u32,
     /// What the eBPF programs log, for debugging
     #[arg(long, value_enum, default_value_t = EbpfLogLevel::Off)]
     ebpf_log_level: EbpfLogLevel,
@@ -117,6 +121,8 @@ pub struct AgentConfig {
     pub metrics_bind_address: SocketAddr,
     /// Sizes of the maps.
     pub sizes: Sizes,
+    /// How often the maps are audited; zero: never.
+    pub audit_period: Duration,
     /// 0 (off) to 5.
     pub ebpf_log_level: u8,
 }
@@ -157,6 +163,7 @@ impl TryFrom<AgentArgs> for AgentConfig {
                 frontends: args.max_frontends,
                 sock_origins: args.max_sock_origins,
             },
+            audit_period: Duration::from_secs(args.audit_period.into()),
             ebpf_log_level: args.ebpf_log_level as u8,
         })
     }
@@ -188,6 +195,7 @@ impl AgentConfig {
                 "cgroupRoot": self.cgroup_root,
                 "bpffsRoot": self.bpffs_root,
                 "mapSizes": self.sizes,
+                "auditPeriodSeconds": self.audit_period.as_secs(),
                 "ebpfLogLevel": self.ebpf_log_level,
             },
         })

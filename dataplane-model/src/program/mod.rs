@@ -5,6 +5,7 @@
 //! hold a word that it read before.
 
 mod alloc;
+mod audit;
 mod backend;
 mod error;
 mod held;
@@ -17,6 +18,7 @@ use std::sync::Arc;
 
 use dataplane_common::abi::{FrontendKey, map_name};
 
+pub use audit::Audit;
 pub use error::ProgramError;
 pub use held::AppliedService;
 pub use maps::{Capacity, FakeMaps, FaultyMaps, MapError, Maps, SetKind, Write};

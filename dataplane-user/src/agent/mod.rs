@@ -37,6 +37,8 @@ pub const SOCKET: &str = "agent.sock";
 /// Name of the lock in the state directory.
 const LOCK: &str = "agent.lock";
 
+/// Pause before maps that could not be repaired are looked at again.
+const REPAIR: Duration = Duration::from_secs(60);
 /// kube-proxy's default sync period. Nothing is synced periodically here, but it says when a node becomes unhealthy.
 const HEALTH_PERIOD: Duration = Duration::from_secs(30);
 /// Updates that a source may be ahead of the loop.
@@ -139,7 +141,15 @@ pub async fn run(config: AgentConfig) -> anyhow::Result<()> {
             let _unheard = sender.send(status);
         }
     };
-    let result = drive(state, update_queue, request_queue, answer, source).await;
+    let result = drive(
+        state,
+        update_queue,
+        request_queue,
+        answer,
+        source,
+        config.audit_period,
+    )
+    .await;
     let _gone = fs::remove_file(&socket);
     info!("agent stops; what it programmed stays in force");
     result
@@ -269,6 +279,11 @@ fn base_status(config: &AgentConfig, kernel: &Kernel) -> view::Status {
     }
 }
 
+/// A period, up to a tenth more or less, so that the nodes of a cluster do not work at the same time.
+fn jittered(period: Duration) -> Duration {
+    period.mul_f64(rand::random_range(0.9..1.1))
+}
+
 /// The loop. Updates are taken in as many as there are, then programmed together.
 async fn drive<M: Maps>(
     mut state: State<M>,
@@ -276,6 +291,7 @@ async fn drive<M: Maps>(
     mut requests: mpsc::Receiver<Request>,
     mut answer: impl FnMut(&State<M>, Request),
     mut source: SourceTask,
+    audit_period: Duration,
 ) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -283,6 +299,7 @@ async fn drive<M: Maps>(
     let mut pause = RETRY.0;
     // A point in time: a pause would begin again with every update, and on a busy node never end.
     let mut retry_at = None;
+    let mut audit_at = Instant::now() + jittered(audit_period);
     loop {
         if state.wants_retry() {
             retry_at.get_or_insert_with(|| Instant::now() + pause);
@@ -304,6 +321,10 @@ async fn drive<M: Maps>(
                 retry_at = None;
                 pause = (pause * 2).min(RETRY.1);
                 state.retry();
+            }
+            () = tokio::time::sleep_until(audit_at), if !audit_period.is_zero() => {
+                let period = if state.audit() { audit_period } else { audit_period.min(REPAIR) };
+                audit_at = Instant::now() + jittered(period);
             }
             () = tokio::time::sleep(release.unwrap_or_default()), if release.is_some() => state.release(),
             Some(request) = requests.recv() => answer(&state, request),
@@ -389,8 +410,53 @@ mod tests {
             }
         };
         tokio::select! {
-            result = drive(state, update_queue, request_queue, answer, source) => panic!("{result:?}"),
+            result = drive(state, update_queue, request_queue, answer, source, Duration::ZERO) => panic!("{result:?}"),
             () = client => {}
+        }
+    }
+
+    #[tokio::test]
+    async fn the_maps_are_compared_again_and_again() {
+        let capacity = Capacity {
+            services: 8,
+            backends: 8,
+            slots: 8,
+            frontends: 8,
+        };
+        let programmer = Programmer::new(FakeMaps::new(capacity)).unwrap();
+        let shared = Shared::new(Health::for_tests());
+        let state = State::new("n", programmer, Arc::clone(&shared));
+        let (updates, update_queue) = mpsc::channel(QUEUE);
+        let (_requests, request_queue) = mpsc::channel(16);
+        let source = tokio::spawn(std::future::pending());
+        for kind in [Kind::Service, Kind::EndpointSlice, Kind::Node] {
+            updates.send(Update::Listed(kind)).await.unwrap();
+        }
+        let drive = drive(
+            state,
+            update_queue,
+            request_queue,
+            |_, _| {},
+            source,
+            Duration::from_millis(20),
+        );
+        let wait = async {
+            // the first sync is a full one, too
+            let series = "kubeproxy_sync_full_proxy_rules_duration_seconds_count{ip_family=\"IPv4\"} ";
+            let syncs = || {
+                let text = shared.metrics.text(&[]);
+                let value = text
+                    .lines()
+                    .find_map(|line| line.strip_prefix(series)?.parse::<u32>().ok());
+                value.unwrap_or(0)
+            };
+            while syncs() < 3 {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::select! {
+            result = drive => panic!("{result:?}"),
+            result = tokio::time::timeout(Duration::from_secs(10), wait) => result.unwrap(),
         }
     }
 

@@ -8,7 +8,7 @@ use dataplane_common::abi::{BackendStats, algorithm, frontend_kind};
 use dataplane_model::program::{AppliedService, Maps, Outcome, ProgramError, Programmer};
 use dataplane_model::{BackendState, Event, Family, Model, ObjectName, Problem, ServiceKey, SetBackend};
 use jiff::Timestamp;
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 use super::accounts::{NoLocal, Pending, Triggers};
 use super::health::Health;
@@ -313,6 +313,54 @@ impl<M: Maps> State<M> {
     #[must_use]
     pub fn wants_retry(&self) -> bool {
         self.programmer.pending().next().is_some() || (self.synced && self.programmer.has_unclaimed())
+    }
+
+    /// Compares the maps with what they should hold and repairs them: what someone else has changed would stay so until its
+    /// service changes. False if it has to be done again soon.
+    pub fn audit(&mut self) -> bool {
+        if !self.synced {
+            return true;
+        }
+        let begun = Instant::now();
+        let now = self.now_ms();
+        let audit = match self.programmer.audit(now) {
+            Ok(audit) => audit,
+            Err(error) => {
+                warn!(%error, "the maps cannot be compared with what they should hold");
+                return false;
+            }
+        };
+        let metrics = &self.shared.metrics;
+        for (&map, &count) in &audit.differences {
+            metrics.audit_differences(map, count);
+        }
+        metrics.last_audit.set(unix_seconds(Timestamp::now()));
+        let took = begun.elapsed();
+        for histogram in [&metrics.sync_duration, &metrics.full_sync_duration] {
+            for family in [Family::V4, Family::V6] {
+                histogram
+                    .get_or_create(&FamilyLabel::of(family))
+                    .observe(took.as_secs_f64());
+            }
+        }
+        if audit.is_clean() {
+            debug!(?took, "the maps hold what they should");
+        } else {
+            let differences: u64 = audit.differences.values().sum();
+            let (repaired, examples) = (audit.failed.is_empty(), audit.examples.join("; "));
+            warn!(
+                differences,
+                repaired,
+                ?took,
+                "something else has changed the maps: {examples}"
+            );
+        }
+        for error in &audit.failed {
+            metrics.program_error(error.map());
+            error!(%error, "what was changed in a map cannot be repaired");
+        }
+        metrics.set_fill(&self.programmer.usage());
+        audit.failed.is_empty()
     }
 
     /// When resting ids can be released, on the clock of [`Self::now_ms`].
@@ -724,6 +772,33 @@ pub(super) mod tests {
         assert_eq!(count("sync_partial_proxy_rules", "IPv6"), None);
         assert_eq!(count("sync_proxy_rules", "IPv4"), Some(2.0));
         assert_eq!(value("beeline_sync_duration_seconds_count"), Some(2.0));
+    }
+
+    #[test]
+    fn what_someone_else_changed_is_counted_and_repaired() {
+        let mut state = state(FaultyMaps::new(FakeMaps::new(capacity(8)), 0, 1));
+        assert!(state.audit(), "nothing to compare before the first sync");
+        for event in web() {
+            state.take(Update::Event(event));
+        }
+        for kind in [Kind::Service, Kind::EndpointSlice, Kind::Node] {
+            state.take(Update::Listed(kind));
+        }
+        state.sync();
+        let before = state.programmer.maps().frontends().unwrap();
+        let write = dataplane_model::program::Write::DeleteFrontend { key: before[0].0 };
+        state.programmer.maps_mut().write(&write).unwrap();
+        state.programmer.maps_mut().set_rate(u32::MAX);
+        assert!(!state.audit(), "to be done again");
+        state.programmer.maps_mut().set_rate(0);
+        assert!(state.audit());
+        assert_eq!(state.programmer.maps().frontends().unwrap(), before);
+        let text = state.shared.metrics.text(&[]);
+        assert!(
+            text.contains("beeline_audit_differences_total{map=\"FRONTENDS\"} 2"),
+            "{text}"
+        );
+        assert!(!text.contains("beeline_audit_last_timestamp_seconds 0"), "{text}");
     }
 
     #[test]

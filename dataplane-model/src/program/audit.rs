@@ -1,0 +1,202 @@
+//! Comparing the maps with the account of them, and repairing what someone else has changed.
+
+use std::collections::BTreeMap;
+use std::collections::HashMap;
+
+use dataplane_common::abi::{Backend, FrontendKey, FrontendValue, map_name};
+
+use super::Programmer;
+use super::error::ProgramError;
+use super::held::{AppliedSet, pick, pick_mut, word};
+use super::maps::{MapError, Maps, SetKind, Write};
+use crate::key::BackendKey;
+
+/// Differences that are spelled out in a report.
+const SHOWN: usize = 20;
+
+/// What [`Programmer::audit`] found.
+#[derive(Debug, Default)]
+pub struct Audit {
+    /// Entries that differed, by name of the map.
+    pub differences: BTreeMap<&'static str, u64>,
+    /// The first of them in words.
+    pub examples: Vec<String>,
+    /// What could not be repaired; the next audit tries again.
+    pub failed: Vec<ProgramError>,
+}
+
+impl Audit {
+    /// True if the maps are as they should be.
+    #[must_use]
+    pub fn is_clean(&self) -> bool {
+        self.differences.is_empty()
+    }
+
+    fn found(&mut self, map: &'static str, example: impl FnOnce() -> String) {
+        *self.differences.entry(map).or_default() += 1;
+        if self.examples.len() < SHOWN {
+            self.examples.push(format!("{map}: {}", example()));
+        }
+    }
+
+    fn repaired<E: Into<ProgramError>>(&mut self, result: Result<(), E>) {
+        if let Err(error) = result {
+            self.failed.push(error.into());
+        }
+    }
+}
+
+impl<M: Maps> Programmer<M> {
+    /// Compares what the maps hold with what this programmer has written, and writes again what differs. A set is never
+    /// repaired in place: it is laid out anew and published as a whole, as a change of it would be.
+    ///
+    /// # Errors
+    ///
+    /// If the frontends cannot be read; nothing has been compared then.
+    pub fn audit(&mut self, now_ms: u64) -> Result<Audit, MapError> {
+        self.release(now_ms);
+        let frontends: HashMap<FrontendKey, FrontendValue> = self.maps.frontends()?.into_iter().collect();
+        let mut audit = Audit::default();
+        self.audit_backends(&mut audit);
+        let mut ids: Vec<u32> = self.services.keys().copied().collect();
+        ids.sort_unstable();
+        for id in ids {
+            self.audit_service(id, now_ms, &mut audit);
+        }
+        self.audit_frontends(&frontends, &mut audit);
+        Ok(audit)
+    }
+
+    fn audit_backends(&mut self, audit: &mut Audit) {
+        let mut backends: Vec<(BackendKey, u32, u8)> = self
+            .backends
+            .iter()
+            .filter(|(key, _)| !self.unsettled.contains(*key))
+            .map(|(key, row)| (*key, row.id, row.state.number()))
+            .collect();
+        backends.sort_unstable();
+        for (key, id, state) in backends {
+            let found = self.maps.backend(id).unwrap_or_default();
+            // what else is in the row is not for this account to say
+            let wanted = Backend {
+                addr: key.addr,
+                port: key.port,
+                protocol: key.protocol.number(),
+                state,
+                ..found
+            };
+            if found != wanted {
+                audit.found(map_name::BACKENDS, || {
+                    format!("row {id} is not {key} in state {state}")
+                });
+                let only_state = Backend { state, ..found } == wanted;
+                let result = if only_state {
+                    self.write(&Write::BackendState { id, state })
+                } else {
+                    self.write(&Write::Backend { id, row: wanted })
+                };
+                audit.repaired(result);
+            }
+        }
+    }
+
+    fn audit_service(&mut self, id: u32, now_ms: u64, audit: &mut Audit) {
+        let row = self.maps.service(id).unwrap_or_default();
+        for which in [SetKind::Cluster, SetKind::Local] {
+            let Some(service) = self.services.get(&id) else {
+                return;
+            };
+            let set = pick(service, which);
+            if set.unknown && service.key.is_none() {
+                // restored and not claimed yet: nobody knows what it should be
+                continue;
+            }
+            let found = match which {
+                SetKind::Cluster => row.cluster,
+                SetKind::Local => row.local,
+            };
+            let (word_differs, slots) = (found != word(set.range), self.wrong_slots(id, set));
+            if !word_differs && slots == 0 && !set.unknown {
+                continue;
+            }
+            let name = service.key.as_ref().map(ToString::to_string).unwrap_or_default();
+            if word_differs || set.unknown {
+                audit.found(map_name::SERVICES, || format!("row {id} ({name}): set {which:?}"));
+            }
+            for _ in 0..slots {
+                audit.found(map_name::SLOTS, || format!("a slot of set {which:?} of {name}"));
+            }
+            let members = set.members.clone();
+            if let Some(service) = self.services.get_mut(&id) {
+                pick_mut(service, which).unknown = true;
+            }
+            let result = self.change_set(id, which, &members, now_ms);
+            audit.repaired(result);
+        }
+        let Some(service) = self.services.get_mut(&id) else {
+            return;
+        };
+        let config = service.config;
+        if (row.algorithm, row.flags) != (config.algorithm, config.flags) {
+            let name = service.key.as_ref().map(ToString::to_string).unwrap_or_default();
+            audit.found(map_name::SERVICES, || {
+                format!("row {id} ({name}): algorithm or flags")
+            });
+            // differs from the wish, so that it is written
+            service.config.algorithm = u32::MAX;
+            let result = self.change_config(id, config);
+            if result.is_err()
+                && let Some(service) = self.services.get_mut(&id)
+            {
+                service.config = config;
+            }
+            audit.repaired(result);
+        }
+    }
+
+    fn wrong_slots(&self, service: u32, set: &AppliedSet) -> usize {
+        let slots = (set.range.base..).take(set.range.len as usize);
+        slots
+            .zip(&set.members)
+            .filter(|&(index, (backend, _))| {
+                self.maps
+                    .slot(index)
+                    .is_none_or(|slot| slot.service() != service || slot.backend() != *backend)
+            })
+            .count()
+    }
+
+    fn audit_frontends(&mut self, found: &HashMap<FrontendKey, FrontendValue>, audit: &mut Audit) {
+        let show = |frontend: &FrontendKey| format!("{}:{}", frontend.addr, frontend.port);
+        let mut wanted = Vec::new();
+        for (id, service) in &self.services {
+            let Some(key) = &service.key else { continue };
+            for (frontend, kind) in service.frontends.to_map() {
+                let value = found.get(&frontend);
+                if value.is_none_or(|value| (value.service, value.kind) != (*id, kind)) {
+                    wanted.push((frontend, kind, key.clone(), value.is_some()));
+                }
+            }
+        }
+        wanted.sort_unstable_by_key(|(frontend, ..)| *frontend);
+        for (frontend, kind, key, there) in wanted {
+            audit.found(map_name::FRONTENDS, || {
+                let how = if there { "leads elsewhere" } else { "is missing" };
+                format!("{} of {key} {how}", show(&frontend))
+            });
+            let result = self.put_frontend(&key, frontend, kind);
+            audit.repaired(result);
+        }
+        let mut foreign: Vec<FrontendKey> = found
+            .keys()
+            .filter(|frontend| !self.by_frontend.contains_key(*frontend))
+            .copied()
+            .collect();
+        foreign.sort_unstable();
+        for frontend in foreign {
+            audit.found(map_name::FRONTENDS, || format!("{} is nobody's", show(&frontend)));
+            let result = self.write(&Write::DeleteFrontend { key: frontend });
+            audit.repaired(result);
+        }
+    }
+}
