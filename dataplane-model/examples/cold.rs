@@ -17,6 +17,7 @@ const CAPACITY: Capacity = Capacity {
     backends: 1 << 17,
     slots: 1 << 18,
     frontends: 1 << 17,
+    source_ranges: 1024,
 };
 const CHANGES: u32 = 2000;
 

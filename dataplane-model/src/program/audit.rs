@@ -112,8 +112,8 @@ impl<M: Maps> Programmer<M> {
                 continue;
             }
             let found = match which {
-                SetKind::Cluster => row.cluster,
-                SetKind::Local => row.local,
+                SetKind::Cluster | SetKind::Maglev => row.cluster,
+                SetKind::Local | SetKind::MaglevLocal => row.local,
             };
             let (word_differs, slots) = (found != word(set.range), self.wrong_slots(id, set));
             if !word_differs && slots == 0 && !set.unknown {

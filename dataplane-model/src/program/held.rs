@@ -113,14 +113,14 @@ pub(super) fn members(service: &Applied) -> impl Iterator<Item = &(u32, SetBacke
 
 pub(super) const fn pick(service: &Applied, which: SetKind) -> &AppliedSet {
     match which {
-        SetKind::Cluster => &service.cluster,
-        SetKind::Local => &service.local,
+        SetKind::Cluster | SetKind::Maglev => &service.cluster,
+        SetKind::Local | SetKind::MaglevLocal => &service.local,
     }
 }
 
 pub(super) const fn pick_mut(service: &mut Applied, which: SetKind) -> &mut AppliedSet {
     match which {
-        SetKind::Cluster => &mut service.cluster,
-        SetKind::Local => &mut service.local,
+        SetKind::Cluster | SetKind::Maglev => &mut service.cluster,
+        SetKind::Local | SetKind::MaglevLocal => &mut service.local,
     }
 }

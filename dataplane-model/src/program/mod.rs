@@ -8,6 +8,7 @@ mod alloc;
 mod audit;
 mod backend;
 mod error;
+mod fake;
 mod held;
 mod maps;
 mod restore;
@@ -20,8 +21,9 @@ use dataplane_common::abi::{FrontendKey, map_name};
 
 pub use audit::Audit;
 pub use error::ProgramError;
+pub use fake::{FakeMaps, FaultyMaps};
 pub use held::AppliedService;
-pub use maps::{Capacity, FakeMaps, FaultyMaps, MapError, Maps, SetKind, Write};
+pub use maps::{Capacity, MapError, Maps, SetKind, Write, backend_node};
 
 use crate::desired::DesiredService;
 use crate::diff::{Op, diff_services};

@@ -11,6 +11,7 @@ pub(crate) const CAPACITY: Capacity = Capacity {
     backends: 8192,
     slots: 16384,
     frontends: 256,
+    source_ranges: 64,
 };
 
 pub(crate) fn service(name: &str, ip: &str, more: &Value) -> Event {

@@ -369,6 +369,7 @@ mod tests {
             backends: 8,
             slots: 8,
             frontends: 8,
+            source_ranges: 64,
         };
         let programmer = Programmer::new(FaultyMaps::new(FakeMaps::new(capacity), u32::MAX, 1)).unwrap();
         let shared = Shared::new(Health::for_tests());
@@ -422,6 +423,7 @@ mod tests {
             backends: 8,
             slots: 8,
             frontends: 8,
+            source_ranges: 64,
         };
         let programmer = Programmer::new(FakeMaps::new(capacity)).unwrap();
         let shared = Shared::new(Health::for_tests());

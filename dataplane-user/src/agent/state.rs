@@ -627,6 +627,7 @@ pub(super) mod tests {
             backends: 8,
             slots,
             frontends: 8,
+            source_ranges: 64,
         }
     }
 

@@ -3,7 +3,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use dataplane_common::abi::{BePort, FrontendKey, FrontendValue, frontend_kind, service_flag};
+use dataplane_common::abi::{
+    BePort, FrontendKey, FrontendValue, SourceRangeKey, frontend_kind, service_flag,
+};
 use dataplane_model::program::{
     Capacity, FakeMaps, FaultyMaps, MapError, Maps, Programmer, QUARANTINE_MS, Write,
 };
@@ -18,6 +20,7 @@ const CAPACITY: Capacity = Capacity {
     backends: 64,
     slots: 512,
     frontends: 64,
+    source_ranges: 64,
 };
 
 fn key(i: u8) -> ServiceKey {
@@ -198,6 +201,10 @@ impl Maps for Watched {
     fn frontends(&self) -> Result<Vec<(FrontendKey, FrontendValue)>, MapError> {
         self.inner.frontends()
     }
+    fn source_ranges(&self) -> Result<Vec<SourceRangeKey>, MapError> {
+        self.inner.source_ranges()
+    }
+
     fn service(&self, id: u32) -> Option<dataplane_common::abi::Service> {
         self.inner.service(id)
     }
@@ -383,6 +390,7 @@ fn what_was_freed_rests_before_it_is_used_again() {
         backends: 3,
         services: 2,
         frontends: 8,
+        source_ranges: 64,
     };
     let mut programmer = Programmer::new(FakeMaps::new(tight)).unwrap();
     let service = |b: u8| DesiredService {
