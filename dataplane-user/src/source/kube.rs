@@ -13,6 +13,7 @@ use kube::core::DeserializeGuard;
 use kube::runtime::watcher;
 use kube::{Api, Client, Resource};
 use serde::de::DeserializeOwned;
+use tracing::debug;
 
 use super::{Kind, Sender, Update};
 
@@ -124,6 +125,10 @@ async fn watch<K: Watched>(client: Client, config: watcher::Config, sender: Send
                 }
                 translate::<K>(event, &mut listing, &mut updates);
             }
+            // The API has forgotten where the watch was: a list follows at once.
+            Err(error) if is_expired(&error) => {
+                debug!(kind = K::KIND.name(), "the watch is too old, listing again");
+            }
             Err(error) => {
                 if !failing {
                     failing = true;
@@ -145,6 +150,10 @@ async fn watch<K: Watched>(client: Client, config: watcher::Config, sender: Send
             }
         }
     }
+}
+
+fn is_expired(error: &watcher::Error) -> bool {
+    matches!(error, watcher::Error::WatchError(status) if status.code == 410)
 }
 
 /// Waits until the API answers.
@@ -220,3 +229,7 @@ fn apply<K: Watched>(object: DeserializeGuard<K>, updates: &mut Vec<Update>) {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "kube/tests.rs"]
+mod tests;
