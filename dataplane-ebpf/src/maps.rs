@@ -2,11 +2,12 @@
 
 use aya_ebpf::Global;
 use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC};
-use aya_ebpf::btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, SkStorage};
+use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf, SkStorage};
 use aya_ebpf::macros::btf_map;
 use dataplane_common::abi::{
-    Backend, BackendStats, COUNTERS as COUNTER_NAMES, Counter, FrontendKey, FrontendValue, Service, Slot,
-    SockFlow, SockOrigin, SockOriginKey, SockState,
+    Addr, Affinity, AffinityKey, Backend, BackendHealth, BackendStats, COUNTERS as COUNTER_NAMES, Counter,
+    Event, FrontendKey, FrontendValue, NodeConfig, Service, ServiceStats, Slot, SockFlow, SockOrigin,
+    SockOriginKey, SockState,
 };
 
 const MMAPABLE: usize = BPF_F_MMAPABLE as usize;
@@ -32,6 +33,38 @@ pub static BACKENDS: Array<Backend, 65_536, MMAPABLE> = Array::new();
 #[btf_map]
 pub static BACKEND_STATS: Array<BackendStats, 65_536, MMAPABLE> = Array::new();
 
+/// What the programs count of each service.
+#[btf_map]
+pub static SERVICE_STATS: Array<ServiceStats, 65_536, MMAPABLE> = Array::new();
+
+/// What connections saw of each backend.
+#[btf_map]
+pub static BACKEND_HEALTH: Array<BackendHealth, 65_536, MMAPABLE> = Array::new();
+
+/// What holds for the whole node: row 0.
+#[btf_map]
+pub static CONFIG: Array<NodeConfig, 1, MMAPABLE> = Array::new();
+
+/// The node's own addresses, with their flags.
+#[btf_map]
+pub static NODE_ADDRS: HashMap<Addr, u32, 4096, NO_PREALLOC> = HashMap::new();
+
+/// Who may enter by a load-balancer address. The key is a `SourceRangeKey`, whose first word is the trie's.
+#[btf_map]
+pub static SOURCE_RANGES: LpmTrie<[u32; 5], u32, 65_536> = LpmTrie::new();
+
+/// Which backend a client had last.
+#[btf_map]
+pub static AFFINITY: LruHashMap<AffinityKey, Affinity, 65_536> = LruHashMap::new();
+
+/// What user space is told. The size is in bytes.
+#[btf_map]
+pub static EVENTS: RingBuf<Event, 262_144> = RingBuf::new();
+
+/// Cgroups whose sockets are left alone. Read only while `config_flag::OPT_OUT` is set.
+#[btf_map]
+pub static OPT_OUT: HashMap<u64, u32, 4096, NO_PREALLOC> = HashMap::new();
+
 /// Origins of datagrams, for their replies.
 #[btf_map]
 pub static SOCK_ORIGIN: LruHashMap<SockOriginKey, SockOrigin, 16_384> = LruHashMap::new();
@@ -52,6 +85,10 @@ pub static COUNTERS: PerCpuArray<u64, { COUNTER_NAMES.len() }> = PerCpuArray::ne
 /// cgroup helpers bpf_{get,set}_retval"); 0 prunes the call, and a refusal is EPERM.
 #[unsafe(no_mangle)]
 pub static HAVE_SET_RETVAL: Global<u32> = Global::new(1);
+
+/// `SO_NETNS_COOKIE` of the host's network namespace.
+#[unsafe(no_mangle)]
+pub static HOST_NETNS: Global<u64> = Global::new(0);
 
 /// Adds one to a counter of this CPU.
 #[inline(always)]

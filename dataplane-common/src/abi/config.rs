@@ -8,6 +8,8 @@ pub mod config_flag {
     pub const MASQUERADE_ALL: u32 = 1 << 0;
     /// Host processes and pods reach node ports at 127.0.0.1 and ::1.
     pub const LOCALHOST_NODE_PORTS: u32 = 1 << 1;
+    /// `OPT_OUT` is not empty: without it, the programs spare themselves the lookups.
+    pub const OPT_OUT: u32 = 1 << 2;
 }
 
 /// A range of addresses.

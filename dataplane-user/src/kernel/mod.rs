@@ -9,6 +9,7 @@ mod cleanup;
 mod logs;
 mod maps;
 pub mod mounts;
+mod node;
 mod object;
 mod pins;
 mod syscall;
@@ -23,6 +24,7 @@ use serde::Serialize;
 pub use arrays::BackendStatsReader;
 pub use cleanup::cleanup;
 pub use maps::RealMaps;
+pub use node::{NodeTables, range};
 pub use object::{MAPS, MapSpec};
 
 /// Sizes of the maps, in entries.
@@ -198,6 +200,8 @@ impl Kernel {
         let mut loader = EbpfLoader::new();
         let set_retval = u32::from(have_set_retval);
         loader.override_global("HAVE_SET_RETVAL", &set_retval, true);
+        let host_netns = mounts::netns_cookie()?;
+        loader.override_global("HOST_NETNS", &host_netns, true);
         loader.override_global(aya_log::LEVEL, &config.ebpf_log_level, false);
         for spec in &specs {
             if let Some(max_entries) = spec.max_entries {
@@ -235,6 +239,15 @@ impl Kernel {
     /// If a pin is gone or cannot be mapped.
     pub fn maps(&self) -> Result<RealMaps, KernelError> {
         RealMaps::open(&self.info.pin_dir)
+    }
+
+    /// What holds for the whole node.
+    ///
+    /// # Errors
+    ///
+    /// If a pin is gone or cannot be mapped.
+    pub fn node_tables(&self) -> Result<NodeTables, KernelError> {
+        NodeTables::open(&self.info.pin_dir)
     }
 
     /// What the programs counted of each backend.

@@ -1,6 +1,7 @@
 //! Where cgroup v2 and bpffs are mounted, and what kernel this is.
 
 use std::fs;
+use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 
 use nix::mount::{MsFlags, mount};
@@ -111,6 +112,35 @@ pub(super) fn check_cgroup2(path: &Path) -> Result<(), KernelError> {
         Ok(())
     } else {
         Err(KernelError::NotCgroup2(path.into()))
+    }
+}
+
+/// `SO_NETNS_COOKIE` (5.14) of the network namespace that this thread is in.
+pub(super) fn netns_cookie() -> Result<u64, KernelError> {
+    const SO_NETNS_COOKIE: libc::c_int = 71;
+    let io = |source| KernelError::Io {
+        operation: "ask a socket for its network namespace, as in",
+        path: "/proc/self/ns/net".into(),
+        source,
+    };
+    let socket = std::net::UdpSocket::bind("0.0.0.0:0").map_err(io)?;
+    let mut cookie = 0u64;
+    let mut length: libc::socklen_t = 8; // of the cookie
+    // SAFETY: the descriptor is open, and the two pointers are of the size that the length says.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            SO_NETNS_COOKIE,
+            (&raw mut cookie).cast(),
+            &raw mut length,
+        )
+    };
+    match result {
+        0 => Ok(cookie),
+        // without it localhost node ports are not offered: no namespace has cookie 0
+        _ if std::io::Error::last_os_error().raw_os_error() == Some(libc::ENOPROTOOPT) => Ok(0),
+        _ => Err(io(std::io::Error::last_os_error())),
     }
 }
 

@@ -2,8 +2,9 @@
 
 use aya::maps::MapType;
 use dataplane_common::abi::{
-    Backend, BackendStats, COUNTERS, FrontendKey, FrontendValue, Service, Slot, SockFlow, SockOrigin,
-    SockOriginKey, SockState, map_name,
+    Addr, Affinity, AffinityKey, Backend, BackendHealth, BackendStats, COUNTERS, FrontendKey, FrontendValue,
+    NodeConfig, Service, ServiceStats, Slot, SockFlow, SockOrigin, SockOriginKey, SockState, SourceRangeKey,
+    map_name,
 };
 
 use super::Sizes;
@@ -35,7 +36,7 @@ pub struct MapSpec {
 
 #[expect(
     clippy::cast_possible_truncation,
-    reason = "types of the ABI are at most 64 bytes"
+    reason = "types of the ABI are at most a few hundred bytes"
 )]
 const fn spec<K, V>(name: &'static str, kind: MapType, flags: u32) -> MapSpec {
     MapSpec {
@@ -49,12 +50,21 @@ const fn spec<K, V>(name: &'static str, kind: MapType, flags: u32) -> MapSpec {
 }
 
 /// Every map that is pinned, with the sizes of the Rust types.
-pub const MAPS: [MapSpec; 9] = [
+pub const MAPS: [MapSpec; 17] = [
     spec::<FrontendKey, FrontendValue>(map_name::FRONTENDS, MapType::Hash, F_NO_PREALLOC),
     spec::<u32, Service>(map_name::SERVICES, MapType::Array, F_MMAPABLE),
     spec::<u32, Slot>(map_name::SLOTS, MapType::Array, F_MMAPABLE),
     spec::<u32, Backend>(map_name::BACKENDS, MapType::Array, F_MMAPABLE),
     spec::<u32, BackendStats>(map_name::BACKEND_STATS, MapType::Array, F_MMAPABLE),
+    spec::<u32, ServiceStats>(map_name::SERVICE_STATS, MapType::Array, F_MMAPABLE),
+    spec::<u32, BackendHealth>(map_name::BACKEND_HEALTH, MapType::Array, F_MMAPABLE),
+    spec::<u32, NodeConfig>(map_name::CONFIG, MapType::Array, F_MMAPABLE),
+    spec::<Addr, u32>(map_name::NODE_ADDRS, MapType::Hash, F_NO_PREALLOC),
+    spec::<SourceRangeKey, u32>(map_name::SOURCE_RANGES, MapType::LpmTrie, F_NO_PREALLOC),
+    spec::<AffinityKey, Affinity>(map_name::AFFINITY, MapType::LruHash, 0),
+    // a ring buffer has neither keys nor values
+    spec::<(), ()>(map_name::EVENTS, MapType::RingBuf, 0),
+    spec::<u64, u32>(map_name::OPT_OUT, MapType::Hash, F_NO_PREALLOC),
     spec::<SockOriginKey, SockOrigin>(map_name::SOCK_ORIGIN, MapType::LruHash, 0),
     spec::<u32, SockState>(map_name::SOCK_STATE, MapType::SkStorage, F_NO_PREALLOC),
     spec::<u32, SockFlow>(map_name::SOCK_FLOW, MapType::SkStorage, F_NO_PREALLOC),
@@ -65,9 +75,9 @@ pub const MAPS: [MapSpec; 9] = [
 pub(super) fn specs(sizes: Sizes) -> Vec<MapSpec> {
     let entries = |name: &str| match name {
         map_name::FRONTENDS => Some(sizes.frontends),
-        map_name::SERVICES => Some(sizes.services),
+        map_name::SERVICES | map_name::SERVICE_STATS => Some(sizes.services),
         map_name::SLOTS => Some(sizes.slots),
-        map_name::BACKENDS | map_name::BACKEND_STATS => Some(sizes.backends),
+        map_name::BACKENDS | map_name::BACKEND_STATS | map_name::BACKEND_HEALTH => Some(sizes.backends),
         map_name::SOCK_ORIGIN => Some(sizes.sock_origins),
         map_name::COUNTERS => u32::try_from(COUNTERS.len()).ok(),
         _ => None,

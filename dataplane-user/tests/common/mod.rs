@@ -2,6 +2,8 @@
 #![allow(dead_code, reason = "each test binary uses its own part")]
 #![allow(clippy::unwrap_used, reason = "a test that cannot be set up fails")]
 
+pub(crate) mod plane;
+
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::process::CommandExt;
@@ -147,6 +149,15 @@ for line in sys.stdin:
 
 impl Client {
     pub(crate) fn new(cgroup: &Path) -> Self {
+        Self::start(cgroup, false)
+    }
+
+    /// In a network namespace of its own, as a pod is.
+    pub(crate) fn isolated(cgroup: &Path) -> Self {
+        Self::start(cgroup, true)
+    }
+
+    fn start(cgroup: &Path, isolated: bool) -> Self {
         let procs = cgroup.join("cgroup.procs");
         let mut command = Command::new("python3");
         command
@@ -154,7 +165,15 @@ impl Client {
             .stdin(Stdio::piped())
             .stdout(Stdio::piped());
         // SAFETY: only system calls between fork and exec; "0" means the writing process itself.
-        unsafe { command.pre_exec(move || fs::write(&procs, "0")) };
+        unsafe {
+            command.pre_exec(move || {
+                fs::write(&procs, "0")?;
+                if isolated {
+                    nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET)?;
+                }
+                Ok(())
+            })
+        };
         let mut child = command.spawn().unwrap();
         let (input, output) = (
             child.stdin.take().unwrap(),

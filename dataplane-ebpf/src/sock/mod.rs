@@ -4,6 +4,8 @@
     reason = "by value they would be copied on the 512-byte stack"
 )]
 
+pub mod frontend;
+
 use core::arch::asm;
 use core::ptr;
 
@@ -16,7 +18,7 @@ use dataplane_common::abi::{
     BackendStats, Counter, FrontendKey, NO_ID, SockOrigin, SockOriginKey, SockState, frontend_class,
 };
 
-use crate::choose::{Choice, again, lookup, random};
+use crate::choose::{Choice, again, random};
 use crate::context::{Family, address, port, protocol, rewrite};
 use crate::maps::{BACKEND_STATS, BACKENDS, HAVE_SET_RETVAL, SOCK_FLOW, SOCK_ORIGIN, SOCK_STATE, count};
 
@@ -81,7 +83,8 @@ fn closed(state: &mut SockState) {
 #[inline(always)]
 pub fn connect(ctx: &SockAddrContext, family: Family) -> i32 {
     let key = key(ctx, family);
-    let Some(service) = lookup(&key) else {
+    let front = frontend::find(ctx, &key);
+    if front.is_none() {
         // SAFETY: without a value the call only looks the storage up.
         let state = unsafe { SOCK_STATE.get_ptr_mut(ctx) };
         if !state.is_null() {
@@ -89,8 +92,12 @@ pub fn connect(ctx: &SockAddrContext, family: Family) -> i32 {
             closed(unsafe { &mut *state });
         }
         return ALLOW;
-    };
-    let choice = match random(service) {
+    }
+    if front.is_unknown_port() {
+        return refuse(ctx, Counter::UnknownPort);
+    }
+    let (service, internal) = (front.service(), front.is_internal());
+    let choice = match random(service, internal) {
         Ok(choice) => choice,
         Err(reason) => return refuse(ctx, reason),
     };
@@ -130,7 +137,14 @@ fn remember_connection(ctx: &SockAddrContext, key: &FrontendKey, choice: &Choice
 #[inline(always)]
 pub fn sendmsg(ctx: &SockAddrContext, family: Family) -> i32 {
     let key = key(ctx, family);
-    let Some(service) = lookup(&key) else { return ALLOW };
+    let front = frontend::find(ctx, &key);
+    if front.is_none() {
+        return ALLOW;
+    }
+    if front.is_unknown_port() {
+        return refuse(ctx, Counter::UnknownPort);
+    }
+    let (service, internal) = (front.service(), front.is_internal());
     // SAFETY: creates this socket's storage, zeroed, or finds it.
     let flow = unsafe { SOCK_FLOW.get_or_insert_ptr_mut(ctx, None) };
     let mut kept = None;
@@ -142,12 +156,12 @@ pub fn sendmsg(ctx: &SockAddrContext, family: Family) -> i32 {
             && before.addr.same(&key.addr)
             && before.port == key.port
         {
-            kept = again(service, before.backend, before.slot);
+            kept = again(service, internal, before.backend, before.slot);
         }
     }
     let choice = match kept {
         Some(choice) => choice,
-        None => match random(service) {
+        None => match random(service, internal) {
             Ok(choice) => choice,
             Err(reason) => return refuse(ctx, reason),
         },

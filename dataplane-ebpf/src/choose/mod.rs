@@ -2,10 +2,10 @@
 
 use aya_ebpf::helpers::generated::bpf_get_prandom_u32;
 use dataplane_common::abi::{
-    Addr, Backend, BePort, Counter, FrontendKey, NO_ID, Service, SetWord, Slot, backend_state, service_flag,
+    Addr, Backend, BePort, Counter, NO_ID, Service, SetWord, Slot, backend_state, service_flag,
 };
 
-use crate::maps::{BACKENDS, FRONTENDS, SERVICES, SLOTS, count};
+use crate::maps::{BACKENDS, SERVICES, SLOTS, count};
 
 /// A chosen backend.
 #[derive(Clone, Copy)]
@@ -47,26 +47,16 @@ impl Choice {
     }
 }
 
-/// The service that a frontend leads to; `None` for every other address.
+/// One 64-bit load of the set that a class of traffic may use.
 #[inline(always)]
-pub fn lookup(key: &FrontendKey) -> Option<u32> {
-    // SAFETY: the value is one aligned 8-byte word, so a concurrent change shows the old or the new one.
-    let value = unsafe { FRONTENDS.get_ptr(key)?.cast::<u64>().read_volatile() };
-    // the service id is the first field, whatever the byte order
-    let [a, b, c, d, ..] = value.to_ne_bytes();
-    Some(u32::from_ne_bytes([a, b, c, d]))
-}
-
-/// One 64-bit load of the set that cluster-internal traffic of the service may use.
-#[inline(always)]
-fn internal_set(row: *const Service) -> SetWord {
+fn set_of(row: *const Service, internal: bool) -> SetWord {
     // SAFETY: `row` comes from a successful lookup; the fields are aligned words that user space stores whole.
     unsafe {
         let flags = (&raw const (*row).flags).read_volatile();
-        if flags & service_flag::INTERNAL_LOCAL == 0 {
-            (&raw const (*row).cluster).read_volatile()
-        } else {
+        if internal && flags & service_flag::INTERNAL_LOCAL != 0 {
             (&raw const (*row).local).read_volatile()
+        } else {
+            (&raw const (*row).cluster).read_volatile()
         }
     }
 }
@@ -104,12 +94,12 @@ fn chosen(service: u32, slot: u32, id: u32) -> Option<Choice> {
 ///
 /// The reason why the connection has to be refused.
 #[inline(always)]
-pub fn random(service: u32) -> Result<Choice, Counter> {
+pub fn random(service: u32, internal: bool) -> Result<Choice, Counter> {
     let row = SERVICES.get_ptr(service).ok_or(Counter::BadService)?;
-    let (slot, index) = match pick(row, service)? {
+    let (slot, index) = match pick(row, service, internal)? {
         Ok(found) => found,
         // The range changed hands between the two loads: the set word is new by now.
-        Err(_) => match pick(row, service)? {
+        Err(_) => match pick(row, service, internal)? {
             Ok(found) => {
                 count(Counter::SlotRetry);
                 found
@@ -120,14 +110,27 @@ pub fn random(service: u32) -> Result<Choice, Counter> {
     chosen(service, index, slot.backend()).ok_or(Counter::BadBackend)
 }
 
+/// Why an empty set refuses (spec kube-proxy 2.2).
+#[inline(always)]
+fn nothing(row: *const Service, internal: bool) -> Counter {
+    // SAFETY: `row` comes from a successful lookup; an aligned word.
+    let flags = unsafe { (&raw const (*row).flags).read_volatile() };
+    let elsewhere = service_flag::INTERNAL_LOCAL | service_flag::HAS_ENDPOINTS;
+    if internal && flags & elsewhere == elsewhere {
+        Counter::NoLocalBackend
+    } else {
+        Counter::NoBackend
+    }
+}
+
 /// A slot turned out to belong to another service.
 struct Foreign;
 
 #[inline(always)]
-fn pick(row: *const Service, service: u32) -> Result<Result<(Slot, u32), Foreign>, Counter> {
-    let set = internal_set(row);
+fn pick(row: *const Service, service: u32, internal: bool) -> Result<Result<(Slot, u32), Foreign>, Counter> {
+    let set = set_of(row, internal);
     if set.count() == 0 {
-        return Err(Counter::NoBackend);
+        return Err(nothing(row, internal));
     }
     // SAFETY: the helper has no preconditions.
     let random = unsafe { bpf_get_prandom_u32() };
@@ -150,8 +153,8 @@ const SEARCH: u32 = 64;
 
 /// The backend that the flow used before, if it is still in the service's set.
 #[inline(always)]
-pub fn again(service: u32, wanted: u32, slot: u32) -> Option<Choice> {
-    let found = find(service, wanted, slot);
+pub fn again(service: u32, internal: bool, wanted: u32, slot: u32) -> Option<Choice> {
+    let found = find(service, internal, wanted, slot);
     if found == NOT_FOUND {
         None
     } else {
@@ -164,11 +167,11 @@ const NOT_FOUND: u32 = u32::MAX;
 
 /// Where the service's set names the backend; looked for first where it was.
 #[inline(always)]
-fn find(service: u32, wanted: u32, slot: u32) -> u32 {
+fn find(service: u32, internal: bool, wanted: u32, slot: u32) -> u32 {
     let Some(row) = SERVICES.get_ptr(service) else {
         return NOT_FOUND;
     };
-    let set = internal_set(row);
+    let set = set_of(row, internal);
     let expected = Slot::new(wanted, service);
     if slot.wrapping_sub(set.base()) < set.count() && read_slot(slot) == Some(expected) {
         return slot;

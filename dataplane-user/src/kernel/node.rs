@@ -1,0 +1,182 @@
+//! What holds for the whole node: its configuration, its addresses, and whose sockets are left alone.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::mem::offset_of;
+use std::path::Path;
+use std::sync::atomic::Ordering;
+
+use aya::Pod;
+use aya::maps::{HashMap, Map, MapData, MapError};
+use dataplane_common::abi::{Addr, NodeConfig, Range, config_flag, map_name};
+
+use super::arrays::MappedArray;
+use super::{KernelError, open_map};
+
+/// Writes `CONFIG`, `NODE_ADDRS` and `OPT_OUT`. The programs see a change at once.
+#[derive(Debug)]
+pub struct NodeTables {
+    config: MappedArray<NodeConfig>,
+    addrs: HashMap<MapData, Addr, u32>,
+    opt_out: HashMap<MapData, u64, u32>,
+}
+
+impl NodeTables {
+    pub(super) fn open(pin_dir: &Path) -> Result<Self, KernelError> {
+        Ok(Self {
+            config: MappedArray::open(pin_dir, map_name::CONFIG)?,
+            addrs: hash(pin_dir, map_name::NODE_ADDRS)?,
+            opt_out: hash(pin_dir, map_name::OPT_OUT)?,
+        })
+    }
+
+    /// The configuration in force.
+    #[must_use]
+    pub fn config(&self) -> NodeConfig {
+        self.config.read(0).unwrap_or_default()
+    }
+
+    /// Changes the configuration in place. The flag [`config_flag::OPT_OUT`] is not the caller's: it follows
+    /// [`Self::set_opt_out`].
+    pub fn set_config(&self, config: &NodeConfig) {
+        let mut wanted = *config;
+        wanted.flags = config.flags & !config_flag::OPT_OUT | self.config().flags & config_flag::OPT_OUT;
+        self.store(&wanted);
+    }
+
+    fn store(&self, wanted: &NodeConfig) {
+        let new = std::ptr::from_ref(wanted).cast::<u64>();
+        let put = |word: usize| {
+            // SAFETY: the callers stay inside `wanted`, which is initialised integers without padding.
+            let value = unsafe { new.add(word).read_unaligned() };
+            if let Some(target) = self.config.word(0, word) {
+                target.store(value, Ordering::Release);
+            }
+        };
+        // A range is two words of address and two of mask. No state in between may cover addresses that neither the old
+        // nor the new one covers: a range comes with its address first, and goes with its mask first.
+        let ranges = wanted.service_ranges.iter().chain(&wanted.pod_ranges);
+        for (index, range) in ranges.enumerate() {
+            let order = if range.mask == Addr::default() {
+                [2, 3, 0, 1]
+            } else {
+                [0, 1, 3, 2]
+            };
+            for word in order {
+                put(index * size_of::<Range>() / 8 + word);
+            }
+        }
+        for word in offset_of!(NodeConfig, flags) / 8..size_of::<NodeConfig>() / 8 {
+            put(word);
+        }
+    }
+
+    /// Makes `NODE_ADDRS` hold exactly these addresses with these flags (see
+    /// [`dataplane_common::abi::node_addr_flag`]). What is there already is not touched.
+    ///
+    /// # Errors
+    ///
+    /// If the map is full, or the kernel refuses.
+    pub fn set_addrs(&mut self, wanted: &BTreeMap<Addr, u32>) -> Result<(), KernelError> {
+        update(&mut self.addrs, wanted).map_err(fail(map_name::NODE_ADDRS))
+    }
+
+    /// Leaves the sockets of processes alone that are in these cgroups (ids: inode numbers of their directories) or
+    /// below them, when they connect or send from now on.
+    ///
+    /// # Errors
+    ///
+    /// If the map is full, or the kernel refuses.
+    pub fn set_opt_out(&mut self, cgroups: &BTreeSet<u64>) -> Result<(), KernelError> {
+        let wanted = cgroups.iter().map(|id| (*id, 1)).collect();
+        update(&mut self.opt_out, &wanted).map_err(fail(map_name::OPT_OUT))?;
+        let mut config = self.config();
+        config.flags &= !config_flag::OPT_OUT;
+        if !cgroups.is_empty() {
+            config.flags |= config_flag::OPT_OUT;
+        }
+        self.store(&config);
+        Ok(())
+    }
+}
+
+/// The range of a prefix; an IPv4 one becomes that of the IPv4-mapped addresses.
+///
+/// A length beyond the address's is taken as its whole length.
+#[must_use]
+pub fn range(addr: std::net::IpAddr, prefix_len: u8) -> Range {
+    let bits = match addr {
+        std::net::IpAddr::V4(_) => 96 + u32::from(prefix_len).min(32),
+        std::net::IpAddr::V6(_) => u32::from(prefix_len).min(128),
+    };
+    let mask = u128::MAX.checked_shl(128 - bits).unwrap_or(0);
+    let mut words = Addr::from(addr).words_be();
+    let mut masks = [0; 4];
+    for ((word, out), bytes) in words
+        .iter_mut()
+        .zip(&mut masks)
+        .zip(mask.to_be_bytes().chunks_exact(4))
+    {
+        if let [a, b, c, d] = *bytes {
+            *out = u32::from_ne_bytes([a, b, c, d]);
+        }
+        *word &= *out;
+    }
+    Range {
+        addr: Addr::from_v6_be(words),
+        mask: Addr::from_v6_be(masks),
+    }
+}
+
+fn fail(map: &'static str) -> impl Fn(MapError) -> KernelError {
+    move |source| KernelError::Map {
+        map: map.into(),
+        source,
+    }
+}
+
+fn hash<K: Pod, V: Pod>(pin_dir: &Path, name: &'static str) -> Result<HashMap<MapData, K, V>, KernelError> {
+    Map::HashMap(open_map(pin_dir, name)?)
+        .try_into()
+        .map_err(fail(name))
+}
+
+fn update<K: Pod + Ord>(
+    map: &mut HashMap<MapData, K, u32>,
+    wanted: &BTreeMap<K, u32>,
+) -> Result<(), MapError> {
+    let found: BTreeMap<K, u32> = map.iter().collect::<Result<_, _>>()?;
+    for (key, value) in wanted {
+        if found.get(key) != Some(value) {
+            map.insert(key, value, 0)?;
+        }
+    }
+    for key in found.keys().filter(|key| !wanted.contains_key(key)) {
+        match map.remove(key) {
+            Ok(()) | Err(MapError::KeyNotFound) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_have_masks_of_their_family() {
+        let v4 = range("10.96.1.2".parse().unwrap(), 12);
+        assert_eq!(v4.addr.to_string(), "10.96.0.0");
+        assert_eq!(
+            v4.mask.words_be().map(u32::from_be),
+            [u32::MAX, u32::MAX, u32::MAX, 0xfff0_0000]
+        );
+        let v6 = range("fd00:10:96::1".parse().unwrap(), 48);
+        assert_eq!(v6.addr.to_string(), "fd00:10:96::");
+        assert_eq!(
+            v6.mask.words_be().map(u32::from_be),
+            [u32::MAX, 0xffff_0000, 0, 0]
+        );
+        assert_eq!(range("::".parse().unwrap(), 0), Range::default());
+    }
+}
