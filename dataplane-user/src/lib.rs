@@ -8,4 +8,5 @@ pub mod cli;
 pub mod config;
 pub mod kernel;
 pub mod nodeaddr;
+pub mod proxyconfig;
 pub mod source;
