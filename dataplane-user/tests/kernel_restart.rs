@@ -4,11 +4,11 @@ mod common;
 
 use std::net::TcpListener;
 
-use common::{Client, Place, frontend, key, service};
+use common::{Client, Place, frontend, key, link_ids, service};
 use dataplane_common::abi::{Counter, Slot};
 use dataplane_model::program::{Maps, Write};
 use dataplane_model::{Family, Protocol};
-use dataplane_user::kernel::{Kernel, KernelError, MAPS, RealMaps, Sizes, cleanup};
+use dataplane_user::kernel::{Kernel, KernelError, MAPS, MapSpec, RealMaps, cleanup};
 
 #[test]
 fn a_restart_replaces_programs_and_keeps_everything_else() {
@@ -59,6 +59,74 @@ fn a_restart_replaces_programs_and_keeps_everything_else() {
     assert_eq!(stats.get(id).unwrap().closed, 2);
 }
 
+/// To another build of one ABI version and back: the programs differ, all else is the same.
+#[test]
+fn an_upgrade_and_a_downgrade_replace_programs_below_their_links() {
+    let mut place = Place::new();
+    let (kernel, mut programmer) = place.open();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let echo = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    let changes = [
+        (
+            key("a", Protocol::Tcp, Family::V4),
+            Some(service(
+                frontend("10.96.0.1", 80, Protocol::Tcp),
+                &[listener.local_addr().unwrap()],
+            )),
+        ),
+        (
+            key("b", Protocol::Udp, Family::V4),
+            Some(service(
+                frontend("10.96.0.1", 53, Protocol::Udp),
+                &[echo.local_addr().unwrap()],
+            )),
+        ),
+    ];
+    assert!(programmer.reconcile(changes.clone(), 0).failed.is_empty());
+    let map_ids = |place: &Place| {
+        let id = |spec: &MapSpec| {
+            let path = place.pin_dir().join("maps").join(spec.name);
+            aya::maps::MapInfo::from_pin(path).unwrap().id()
+        };
+        MAPS.iter().map(id).collect::<Vec<u32>>()
+    };
+    let instructions = |kernel: &Kernel| {
+        let all = kernel.info().programs.iter().map(|p| p.verified_instructions);
+        all.sum::<u32>()
+    };
+    let (links, maps, size) = (link_ids(&kernel), map_ids(&place), instructions(&kernel));
+    drop((kernel, programmer));
+    let mut client = Client::new(&place.config.cgroup_root);
+    client.ask("S.update(a=tcp(), u=udp())");
+    assert_eq!(client.ask("S['a'].connect(('10.96.0.1', 80))"), "None");
+    let mut sent = 0;
+    // what another build has another constant in, a branch of each program: the kernel gets another program
+    for (log_level, other) in [(5, true), (0, false), (5, true)] {
+        assert_eq!(client.ask("S['u'].sendto(b'question', ('10.96.0.1', 53))"), "8");
+        sent += 1;
+        place.config.ebpf_log_level = log_level;
+        let (kernel, mut programmer) = place.open();
+        assert_eq!(instructions(&kernel) != size, other, "log level {log_level}");
+        assert!(kernel.info().programs.iter().all(|p| p.replaced));
+        assert_eq!(link_ids(&kernel), links);
+        assert_eq!(map_ids(&place), maps);
+        let outcome = programmer.reconcile(changes.clone(), 0);
+        assert_eq!((outcome.applied, outcome.writes), (2, 0));
+        // an answer to the build of before
+        let peer = echo.recv_from(&mut [0; 16]).unwrap().1;
+        echo.send_to(b"answer", peer).unwrap();
+        assert_eq!(client.ask("S['u'].recvfrom(99)[1]"), "('10.96.0.1', 53)");
+        assert_eq!(client.ask("S['a'].getpeername()"), "('10.96.0.1', 80)");
+        assert_eq!(client.ask("tcp().connect(('10.96.0.1', 80))"), "None");
+        let services = programmer.services();
+        let total = services
+            .iter()
+            .map(|s| kernel.stats().unwrap().get(s.cluster[0].0).unwrap())
+            .fold((0, 0), |sum, s| (sum.0 + s.connections, sum.1 + s.datagrams));
+        assert_eq!(total, (1 + sent, sent));
+    }
+}
+
 #[test]
 fn two_kernels_do_not_see_each_other() {
     let (one, two) = (Place::new(), Place::new());
@@ -103,23 +171,6 @@ fn a_pin_of_another_shape_is_refused() {
         "{error}"
     );
     assert!(error.to_string().contains("FRONTENDS"), "{error}");
-}
-
-#[test]
-fn a_pinned_map_keeps_its_size_and_says_so() {
-    let mut place = Place::new();
-    drop(place.open());
-    place.config.sizes = Sizes {
-        slots: 512,
-        ..place.config.sizes
-    };
-    let (kernel, programmer) = place.open();
-    assert_eq!(programmer.maps().capacity().slots, 256);
-    let warnings = &kernel.info().warnings;
-    assert!(
-        warnings.len() == 1 && warnings[0].contains("SLOTS") && warnings[0].contains("512"),
-        "{warnings:?}"
-    );
 }
 
 #[test]

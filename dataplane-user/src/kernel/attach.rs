@@ -8,7 +8,7 @@ use std::path::Path;
 use aya::Ebpf;
 use aya::programs::{Program, ProgramError};
 
-use super::{KernelError, ProgramInfo, pins, syscall};
+use super::{KernelError, ProgramInfo, Step, pins, syscall};
 
 /// Name in the object, and `enum bpf_attach_type` (include/uapi/linux/bpf.h).
 const PROGRAMS: [(&str, u32); 9] = [
@@ -26,15 +26,18 @@ const PROGRAMS: [(&str, u32); 9] = [
 
 const LINK_TYPE_CGROUP: u32 = 3;
 
-/// Loads every program, then attaches or replaces one after the other. Nothing is attached if one cannot be loaded.
+/// Loads every program.
+pub(super) fn load(ebpf: &mut Ebpf) -> Result<(), KernelError> {
+    PROGRAMS.iter().try_for_each(|(name, _)| load_program(ebpf, name))
+}
+
+/// Attaches or replaces one program after the other; all are loaded.
 pub(super) fn attach(
-    ebpf: &mut Ebpf,
+    ebpf: &Ebpf,
     pin_dir: &Path,
     cgroup_root: &Path,
+    observe: &mut dyn FnMut(Step) -> Result<(), KernelError>,
 ) -> Result<Vec<ProgramInfo>, KernelError> {
-    for (name, _) in PROGRAMS {
-        load(ebpf, name)?;
-    }
     let io = |operation| {
         move |source| KernelError::Io {
             operation,
@@ -67,11 +70,12 @@ pub(super) fn attach(
             verified_instructions: info.verified_instruction_count().unwrap_or(0),
             replaced,
         });
+        observe(Step::Attached)?;
     }
     Ok(out)
 }
 
-fn load(ebpf: &mut Ebpf, name: &str) -> Result<(), KernelError> {
+fn load_program(ebpf: &mut Ebpf, name: &str) -> Result<(), KernelError> {
     let program = ebpf
         .program_mut(name)
         .ok_or_else(|| KernelError::Missing(format!("program {name}")))?;

@@ -4,7 +4,7 @@ use std::fs;
 use std::io::ErrorKind;
 use std::path::Path;
 
-use super::KernelError;
+use super::{KernelError, resize};
 
 /// Removes what any version of the agent pinned below `bpffs_root`: links first, which detaches their programs, then
 /// maps. Gives what was removed; nothing there is no error.
@@ -18,7 +18,7 @@ pub fn cleanup(bpffs_root: &Path) -> Result<Vec<String>, KernelError> {
     let is_version = |name: &str| name.strip_prefix('v').is_some_and(|n| n.parse::<u32>().is_ok());
     for version in versions.iter().filter(|name| is_version(name)) {
         let dir = bpffs_root.join(version);
-        for part in ["links", "maps"] {
+        for part in ["links", "maps"].into_iter().chain(resize::DIRS) {
             let part = dir.join(part);
             for name in list(&part)? {
                 let path = part.join(name);

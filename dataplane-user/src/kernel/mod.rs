@@ -12,13 +12,16 @@ pub mod mounts;
 mod node;
 mod object;
 mod pins;
+mod resize;
 mod syscall;
+mod transfer;
 
 use std::path::{Path, PathBuf};
 
 use aya::maps::{MapData, PerCpuArray};
 use aya::{Ebpf, EbpfLoader};
 use dataplane_common::abi::{COUNTERS, map_name};
+use resize::{Change, Resize};
 use serde::Serialize;
 
 pub use arrays::BackendStatsReader;
@@ -26,6 +29,7 @@ pub use cleanup::cleanup;
 pub use maps::RealMaps;
 pub use node::{NodeTables, range};
 pub use object::{MAPS, MapSpec};
+pub use resize::Step;
 
 /// Sizes of the maps, in entries.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
@@ -184,16 +188,57 @@ pub struct Kernel {
 
 impl Kernel {
     /// Loads the programs, takes over or makes the maps, and attaches. Until the programs are swapped, which is atomic
-    /// for each, an earlier agent's go on.
+    /// for each, an earlier agent's go on. Maps of another size than asked for get that size if what they hold fits.
     ///
     /// # Errors
     ///
     /// If a directory is not what it should be, a pinned map has another shape, or the kernel refuses something. What
     /// was running before goes on then.
     pub fn open(config: &Config) -> Result<Self, KernelError> {
+        Self::open_observed(config, &mut |_| Ok(()))
+    }
+
+    /// As [`Kernel::open`], and says behind each [`Step`] that it is done. An error of the observer ends it there, with
+    /// what is in the kernel as if this process had been killed, but for what nothing uses.
+    ///
+    /// # Errors
+    ///
+    /// As [`Kernel::open`], and what the observer gives.
+    pub fn open_observed(
+        config: &Config,
+        observe: &mut dyn FnMut(Step) -> Result<(), KernelError>,
+    ) -> Result<Self, KernelError> {
         let pin_dir = pins::prepare(&config.bpffs_root)?;
         mounts::check_cgroup2(&config.cgroup_root)?;
-        let (specs, warnings) = pins::check(&pin_dir, &object::specs(config.sizes))?;
+        if let Some(left_over) = Resize::left_over(&pin_dir)? {
+            // in the sizes of then; what is asked for now comes next
+            let changes = pins::check(&pin_dir, &object::specs(config.sizes))?;
+            drop(Self::load(config, &pin_dir, &changes, Some(left_over), observe)?);
+        }
+        let changes = pins::check(&pin_dir, &object::specs(config.sizes))?;
+        let (possible, warnings) = resize::decide(&pin_dir, changes.clone())?;
+        let resize = match &possible[..] {
+            [] => None,
+            changes => Some(Resize::begin(&pin_dir, changes)?),
+        };
+        let loaded = Self::load(config, &pin_dir, &changes, resize, observe);
+        if loaded.is_err() {
+            resize::discard(&pin_dir)?;
+        }
+        let mut kernel = loaded?;
+        kernel.info.warnings.extend(warnings);
+        observe(Step::Done)?;
+        Ok(kernel)
+    }
+
+    /// `changes` are the maps that have another size than asked for; those that `resize` does not know keep theirs.
+    fn load(
+        config: &Config,
+        pin_dir: &Path,
+        changes: &[Change],
+        mut resize: Option<Resize>,
+        observe: &mut dyn FnMut(Step) -> Result<(), KernelError>,
+    ) -> Result<Self, KernelError> {
         let release = mounts::kernel_release()?;
         let have_set_retval = mounts::release_at_least(&release, (5, 18));
 
@@ -203,21 +248,41 @@ impl Kernel {
         let host_netns = mounts::netns_cookie()?;
         loader.override_global("HOST_NETNS", &host_netns, true);
         loader.override_global(aya_log::LEVEL, &config.ebpf_log_level, false);
-        for spec in &specs {
-            if let Some(max_entries) = spec.max_entries {
+        for spec in object::specs(config.sizes) {
+            let new = resize.as_ref().and_then(|resize| resize.path(spec.name));
+            let kept = changes.iter().find(|change| change.spec.name == spec.name);
+            let kept = kept.filter(|_| new.is_none()).map(|change| change.from);
+            if let Some(max_entries) = kept.or(spec.max_entries) {
                 loader.map_max_entries(spec.name, max_entries);
             }
-            loader.map_pin_path(spec.name, pins::map_path(&pin_dir, spec.name));
+            let path = new.unwrap_or_else(|| pins::map_path(pin_dir, spec.name));
+            loader.map_pin_path(spec.name, path);
         }
         let mut ebpf = loader.load(object::bytes())?;
-        let programs = attach::attach(&mut ebpf, &pin_dir, &config.cgroup_root)?;
+        observe(Step::Created)?;
+        attach::load(&mut ebpf)?;
+        observe(Step::Loaded)?;
+        if let Some(resize) = &mut resize {
+            resize.copy()?;
+            observe(Step::Copied)?;
+            resize.ready()?;
+            observe(Step::Ready)?;
+        }
+        let mut attach = || attach::attach(&ebpf, pin_dir, &config.cgroup_root, observe);
+        let programs = match &resize {
+            Some(resize) => resize.mirrored(attach)?,
+            None => attach()?,
+        };
+        if let Some(resize) = resize {
+            resize.finish(observe)?;
+        }
         let info = Info {
             kernel_release: release,
             features: vec![("refusal as ECONNREFUSED (5.18)", have_set_retval)],
             programs,
-            pin_dir,
+            pin_dir: pin_dir.into(),
             cgroup_root: config.cgroup_root.clone(),
-            warnings,
+            warnings: Vec::new(),
         };
         Ok(Self {
             ebpf,

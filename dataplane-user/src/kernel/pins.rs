@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use aya::maps::{MapError, MapInfo};
 use dataplane_common::abi::ABI_VERSION;
 
+use super::resize::Change;
 use super::{KernelError, MapSpec, mounts};
 
 /// Makes `<root>/v<ABI>/{maps,links}` and gives its path.
@@ -38,37 +39,29 @@ pub(super) fn link_path(dir: &Path, name: &str) -> PathBuf {
     dir.join("links").join(name)
 }
 
-/// Compares every map that is pinned already with what is wanted. A pinned map keeps its size: the specs come back with
-/// it, and a warning says so.
+/// Compares every map that is pinned already with what is wanted, and gives those that have another size.
 ///
 /// # Errors
 ///
 /// If a pinned map has another kind, key size, value size or other flags.
-pub(super) fn check(dir: &Path, wanted: &[MapSpec]) -> Result<(Vec<MapSpec>, Vec<String>), KernelError> {
-    let mut specs = Vec::new();
-    let mut warnings = Vec::new();
+pub(super) fn check(dir: &Path, wanted: &[MapSpec]) -> Result<Vec<Change>, KernelError> {
+    let mut changes = Vec::new();
     for spec in wanted {
         let path = map_path(dir, spec.name);
-        let mut spec = *spec;
         if path.try_exists().unwrap_or(true) {
             let fail = |source: MapError| KernelError::Map {
                 map: spec.name.into(),
                 source,
             };
             let info = MapInfo::from_pin(&path).map_err(fail)?;
-            compare(&path, &spec, &info)?;
-            if let Some(asked) = spec.max_entries.filter(|asked| *asked != info.max_entries()) {
-                warnings.push(format!(
-                    "map {} keeps its size of {} entries ({asked} asked for) until `beeline cleanup`",
-                    spec.name,
-                    info.max_entries()
-                ));
-                spec.max_entries = Some(info.max_entries());
+            compare(&path, spec, &info)?;
+            let from = info.max_entries();
+            if spec.max_entries.is_some_and(|asked| asked != from) {
+                changes.push(Change { spec: *spec, from });
             }
         }
-        specs.push(spec);
     }
-    Ok((specs, warnings))
+    Ok(changes)
 }
 
 fn compare(path: &Path, spec: &MapSpec, info: &MapInfo) -> Result<(), KernelError> {

@@ -1,4 +1,5 @@
-//! The few `bpf(2)` commands that aya does not offer: links that are swapped in place, for every kind of program.
+//! The few `bpf(2)` commands that aya does not offer: links that are swapped in place, for every kind of program,
+//! and entries of maps as bytes.
 
 use std::ffi::CString;
 use std::io;
@@ -7,9 +8,13 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 // Numbers of enum bpf_cmd, include/uapi/linux/bpf.h.
+const BPF_MAP_LOOKUP_ELEM: libc::c_int = 1;
+const BPF_MAP_UPDATE_ELEM: libc::c_int = 2;
+const BPF_MAP_GET_NEXT_KEY: libc::c_int = 4;
 const BPF_OBJ_PIN: libc::c_int = 6;
 const BPF_OBJ_GET: libc::c_int = 7;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_int = 15;
+const BPF_MAP_LOOKUP_BATCH: libc::c_int = 24;
 const BPF_LINK_CREATE: libc::c_int = 28;
 const BPF_LINK_UPDATE: libc::c_int = 29;
 
@@ -143,4 +148,94 @@ pub(super) fn link_info(link: BorrowedFd<'_>) -> io::Result<CgroupLinkInfo> {
     };
     bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attr)?;
     Ok(info)
+}
+
+/// Flags of [`map_update`], include/uapi/linux/bpf.h.
+pub(super) const BPF_ANY: u64 = 0;
+/// The key must not be there yet.
+pub(super) const BPF_NOEXIST: u64 = 1;
+
+#[repr(C)]
+struct ElementAttr {
+    map_fd: u32,
+    pad: u32,
+    key: u64,
+    /// Or where the next key goes.
+    value: u64,
+    flags: u64,
+}
+
+impl ElementAttr {
+    fn new(map: BorrowedFd<'_>, key: u64, value: u64, flags: u64) -> Self {
+        Self {
+            map_fd: map.as_raw_fd().cast_unsigned(),
+            pad: 0,
+            key,
+            value,
+            flags,
+        }
+    }
+}
+
+/// Reads a value; the buffers are of the map's sizes. False if the key is not there.
+pub(super) fn map_lookup(map: BorrowedFd<'_>, key: &[u8], value: &mut [u8]) -> io::Result<bool> {
+    let mut attr = ElementAttr::new(map, key.as_ptr() as u64, value.as_mut_ptr() as u64, 0);
+    found(bpf(BPF_MAP_LOOKUP_ELEM, &mut attr))
+}
+
+/// Writes a value; the buffers are of the map's sizes.
+pub(super) fn map_update(map: BorrowedFd<'_>, key: &[u8], value: &[u8], flags: u64) -> io::Result<()> {
+    let mut attr = ElementAttr::new(map, key.as_ptr() as u64, value.as_ptr() as u64, flags);
+    bpf(BPF_MAP_UPDATE_ELEM, &mut attr).map(drop)
+}
+
+/// Finds the key behind this one, or the first. False behind the last.
+pub(super) fn map_next_key(map: BorrowedFd<'_>, key: Option<&[u8]>, next: &mut [u8]) -> io::Result<bool> {
+    let key = key.map_or(0, |key| key.as_ptr() as u64);
+    let mut attr = ElementAttr::new(map, key, next.as_mut_ptr() as u64, 0);
+    found(bpf(BPF_MAP_GET_NEXT_KEY, &mut attr))
+}
+
+fn found(result: io::Result<libc::c_long>) -> io::Result<bool> {
+    match result {
+        Ok(_) => Ok(true),
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+#[repr(C)]
+struct BatchAttr {
+    in_batch: u64,
+    out_batch: u64,
+    keys: u64,
+    values: u64,
+    count: u32,
+    map_fd: u32,
+    element_flags: u64,
+    flags: u64,
+}
+
+/// Reads up to `count` entries from a position on (5.6), and gives how many these were; the buffers have room for them,
+/// and `next` for a position. `ENOENT`: these were the last. `ENOSPC`: more are needed at once.
+pub(super) fn map_lookup_batch(
+    map: BorrowedFd<'_>,
+    position: Option<&[u8]>,
+    next: &mut [u8],
+    keys: &mut [u8],
+    values: &mut [u8],
+    count: u32,
+) -> (u32, io::Result<()>) {
+    let mut attr = BatchAttr {
+        in_batch: position.map_or(0, |position| position.as_ptr() as u64),
+        out_batch: next.as_mut_ptr() as u64,
+        keys: keys.as_mut_ptr() as u64,
+        values: values.as_mut_ptr() as u64,
+        count,
+        map_fd: map.as_raw_fd().cast_unsigned(),
+        element_flags: 0,
+        flags: 0,
+    };
+    let result = bpf(BPF_MAP_LOOKUP_BATCH, &mut attr);
+    (attr.count, result.map(drop))
 }

@@ -17,7 +17,7 @@ use dataplane_model::{
     BackendKey, BackendState, DesiredService, Family, ObjectName, Protocol, ServiceConfig, ServiceKey,
     SetBackend,
 };
-use dataplane_user::kernel::{Config, Kernel, RealMaps, Sizes, cleanup, mounts};
+use dataplane_user::kernel::{Config, Kernel, ProgramInfo, RealMaps, Sizes, cleanup, mounts};
 
 static NEXT: AtomicU32 = AtomicU32::new(0);
 
@@ -80,6 +80,16 @@ impl Drop for Place {
             gone.unwrap();
         }
     }
+}
+
+/// The links that hold these programs now.
+pub(crate) fn link_ids(kernel: &Kernel) -> Vec<u32> {
+    let links: Vec<_> = aya::programs::loaded_links().filter_map(Result::ok).collect();
+    let id_of = |program: &ProgramInfo| {
+        let link = links.iter().find(|link| link.program_id() == program.id);
+        link.map(aya::programs::links::LinkInfo::id).unwrap()
+    };
+    kernel.info().programs.iter().map(id_of).collect()
 }
 
 pub(crate) fn key(name: &str, protocol: Protocol, family: Family) -> ServiceKey {
