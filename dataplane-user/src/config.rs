@@ -1,18 +1,16 @@
 //! The agent's settings, from the command line.
 
-use std::net::{IpAddr, SocketAddr};
-use std::path::PathBuf;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use anyhow::Context as _;
 use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
 
 use crate::kernel::Sizes;
+use crate::proxyconfig::{self, KubeProxyConfiguration, ProxyFlags};
 
-/// Port of the health server, kube-proxy's.
-const HEALTH_PORT: u16 = 10256;
-/// Port of the metrics server, kube-proxy's.
-const METRICS_PORT: u16 = 10249;
 /// Where the agent's socket and lock are.
 pub const STATE_DIR: &str = "/run/beeline";
 
@@ -44,9 +42,18 @@ pub struct AgentArgs {
     /// Name of this node in the cluster [default: the host's name in lower case]
     #[arg(long, alias = "hostname-override", env = "NODE_NAME", value_parser = node_name)]
     node_name: Option<String>,
+    /// KubeProxyConfiguration (kubeproxy.config.k8s.io/v1alpha1) to use instead of kube-proxy's flags; when it changes, the agent ends
+    #[arg(long)]
+    config: Option<PathBuf>,
+    /// Write the configuration that is in force to this file and end
+    #[arg(long)]
+    write_config_to: Option<PathBuf>,
     /// Kubeconfig of the API to watch; with neither this nor --dir, the service account of the agent's pod is used
     #[arg(long, conflicts_with = "dir")]
     kubeconfig: Option<PathBuf>,
+    /// URL of the API to watch, instead of the kubeconfig's
+    #[arg(long, conflicts_with = "dir", value_parser = api_url)]
+    master: Option<http::Uri>,
     /// Directory of YAML or JSON files with Services, EndpointSlices and Nodes, watched instead of an API
     #[arg(long)]
     dir: Option<PathBuf>,
@@ -59,12 +66,6 @@ pub struct AgentArgs {
     /// Directory of the agent's socket and lock
     #[arg(long, default_value = STATE_DIR)]
     state_dir: PathBuf,
-    /// Where /healthz and /livez are served; an address without a port gets 10256
-    #[arg(long, default_value = "0.0.0.0:10256", value_parser = |text: &str| bind_address(text, HEALTH_PORT))]
-    healthz_bind_address: SocketAddr,
-    /// Where /metrics, /proxyMode and /configz are served; an address without a port gets 10249
-    #[arg(long, default_value = "127.0.0.1:10249", value_parser = |text: &str| bind_address(text, METRICS_PORT))]
-    metrics_bind_address: SocketAddr,
     /// Services (one per port and family) that fit
     #[arg(long, default_value_t = Sizes::default().services, value_parser = clap::value_parser!(u32).range(2..=MAX_ENTRIES))]
     max_services: u32,
@@ -86,6 +87,27 @@ pub struct AgentArgs {
     /// What the eBPF programs log, for debugging
     #[arg(long, value_enum, default_value_t = EbpfLogLevel::Off)]
     ebpf_log_level: EbpfLogLevel,
+    #[command(flatten)]
+    log: KlogFlags,
+    #[command(flatten)]
+    proxy: ProxyFlags,
+}
+
+/// Flags of Kubernetes' log library.
+#[derive(Debug, Args)]
+struct KlogFlags {
+    /// Verbosity as in Kubernetes: 4 is debug, 6 is trace
+    #[arg(short = 'v', long = "v", hide = true)]
+    verbosity: Option<u32>,
+    /// text or json
+    #[arg(long, hide = true, value_parser = ["text", "json"])]
+    logging_format: Option<String>,
+    /// Accepted, without effect
+    #[arg(long, hide = true)]
+    log_flush_frequency: Option<String>,
+    /// Accepted, without effect
+    #[arg(long, hide = true)]
+    vmodule: Option<String>,
 }
 
 /// Largest size of a map.
@@ -102,6 +124,15 @@ pub enum SourceConfig {
     Dir(PathBuf),
 }
 
+/// How to log, as far as kube-proxy's flags and configuration say.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct LogWish {
+    /// As JSON, or as text.
+    pub json: Option<bool>,
+    /// Kubernetes' verbosity.
+    pub verbosity: Option<u32>,
+}
+
 /// Settings of the agent, checked.
 #[derive(Clone, Debug)]
 pub struct AgentConfig {
@@ -115,10 +146,20 @@ pub struct AgentConfig {
     pub bpffs_root: Option<PathBuf>,
     /// Directory of socket and lock.
     pub state_dir: PathBuf,
-    /// Health server.
-    pub healthz_bind_address: SocketAddr,
-    /// Metrics server.
-    pub metrics_bind_address: SocketAddr,
+    /// Health server; `None`: not served.
+    pub healthz_bind_address: Option<SocketAddr>,
+    /// Metrics server; `None`: not served.
+    pub metrics_bind_address: Option<SocketAddr>,
+    /// kube-proxy's configuration as it is in force.
+    pub proxy: KubeProxyConfiguration,
+    /// The file it is from, and what that says.
+    pub config_file: Option<(PathBuf, String)>,
+    /// URL of the API, instead of the kubeconfig's.
+    pub master: Option<http::Uri>,
+    /// What an operator should know about the settings.
+    pub warnings: Vec<String>,
+    /// How to log, as far as kube-proxy's settings say.
+    pub log: LogWish,
     /// Sizes of the maps.
     pub sizes: Sizes,
     /// How often the maps are audited; zero: never.
@@ -131,31 +172,66 @@ impl TryFrom<AgentArgs> for AgentConfig {
     type Error = anyhow::Error;
 
     fn try_from(args: AgentArgs) -> anyhow::Result<Self> {
-        let node_name = match args.node_name {
-            Some(name) => name,
-            None => {
+        let mut warnings = Vec::new();
+        let (proxy, config_file) = proxy_configuration(&args, &mut warnings)?;
+        let configured = Some(proxy.hostname_override.as_str()).filter(|name| !name.is_empty());
+        let node_name = match (args.node_name, configured) {
+            (Some(name), _) => name,
+            (None, Some(name)) => {
+                node_name(name).map_err(|error| Unusable(format!("hostnameOverride {name:?}: {error}")))?
+            }
+            (None, None) => {
                 let host = nix::unistd::gethostname()?;
                 node_name(&host.to_string_lossy()).map_err(|error| {
                     Unusable(format!("--node-name is not given and the host's name {error}"))
                 })?
             }
         };
-        let source = match (args.kubeconfig, args.dir) {
-            (Some(path), _) => SourceConfig::Kubeconfig(path),
-            (None, Some(dir)) if dir.is_dir() => SourceConfig::Dir(dir),
-            (None, Some(dir)) => {
+        let kubeconfig = &proxy.client_connection.kubeconfig;
+        let source = match args.dir {
+            Some(dir) if dir.is_dir() => SourceConfig::Dir(dir),
+            Some(dir) => {
                 return Err(Unusable(format!("--dir {}: is no directory", dir.display())).into());
             }
-            (None, None) => SourceConfig::InCluster,
+            None if kubeconfig.is_empty() => SourceConfig::InCluster,
+            None => SourceConfig::Kubeconfig(kubeconfig.into()),
+        };
+        let address = |field: &str, text: &str| match text {
+            "" => Ok(None),
+            text => text
+                .parse()
+                .map(Some)
+                .map_err(|_| Unusable(format!("{field}: {text}: must be IP:port"))),
+        };
+        let logging = &proxy.logging;
+        let format = args
+            .log
+            .logging_format
+            .as_deref()
+            .or((logging.format != "text").then_some(&logging.format));
+        if args.log.vmodule.is_some() {
+            warnings.push("--vmodule has no effect here; use --log-level".into());
+        }
+        let log = LogWish {
+            json: format.map(|format| format == "json"),
+            verbosity: args
+                .log
+                .verbosity
+                .or((logging.verbosity > 0).then_some(logging.verbosity)),
         };
         Ok(Self {
             node_name,
             source,
+            healthz_bind_address: address("healthzBindAddress", &proxy.healthz_bind_address)?,
+            metrics_bind_address: address("metricsBindAddress", &proxy.metrics_bind_address)?,
+            config_file,
+            master: args.master,
+            warnings,
+            log,
+            proxy,
             cgroup_root: args.cgroup_root,
             bpffs_root: args.bpffs_root,
             state_dir: args.state_dir,
-            healthz_bind_address: args.healthz_bind_address,
-            metrics_bind_address: args.metrics_bind_address,
             sizes: Sizes {
                 services: args.max_services,
                 backends: args.max_backends,
@@ -169,6 +245,70 @@ impl TryFrom<AgentArgs> for AgentConfig {
     }
 }
 
+/// kube-proxy's configuration from its file, or from flags, with its defaults; and the file it is from.
+fn proxy_configuration(
+    args: &AgentArgs,
+    warnings: &mut Vec<String>,
+) -> anyhow::Result<(KubeProxyConfiguration, Option<(PathBuf, String)>)> {
+    let (mut config, file) = match &args.config {
+        Some(path) => {
+            let loaded = proxyconfig::load(path)
+                .with_context(|| Unusable(format!("--config {}: cannot be used", path.display())))?;
+            let name = path.display();
+            warnings.extend(loaded.warnings.iter().map(|warning| format!("{name}: {warning}")));
+            let mut ignored = args.proxy.given();
+            ignored.extend(args.kubeconfig.is_some().then_some("--kubeconfig"));
+            if !ignored.is_empty() {
+                warnings.push(format!(
+                    "with --config these flags are ignored: {}",
+                    ignored.join(", ")
+                ));
+            }
+            let mut config = loaded.config;
+            config.set_defaults();
+            (config, Some((path.clone(), loaded.text)))
+        }
+        None => {
+            let mut config = KubeProxyConfiguration::defaults();
+            args.proxy.apply(&mut config).map_err(Unusable)?;
+            if let Some(path) = &args.kubeconfig {
+                config.client_connection.kubeconfig = path.display().to_string();
+            }
+            (config, None)
+        }
+    };
+    if let Some(name) = &args.node_name {
+        config.hostname_override.clone_from(name);
+    }
+    let errors = proxyconfig::validate(&config);
+    if !errors.is_empty() {
+        return Err(Unusable(format!("invalid configuration: {}", errors.join("; "))).into());
+    }
+    let unsupported = proxyconfig::unsupported(&config);
+    if !unsupported.is_empty() {
+        warnings.push(format!(
+            "these settings of kube-proxy have no effect here: {}",
+            unsupported.join(", ")
+        ));
+    }
+    let not_yet = proxyconfig::not_yet(&config);
+    if !not_yet.is_empty() {
+        warnings.push(format!(
+            "these settings of kube-proxy are not followed yet: {}",
+            not_yet.join(", ")
+        ));
+    }
+    Ok((config, file))
+}
+
+impl AgentArgs {
+    /// Where the configuration is to be written to, instead of running.
+    #[must_use]
+    pub fn write_config_to(&self) -> Option<&Path> {
+        self.write_config_to.as_deref()
+    }
+}
+
 impl AgentConfig {
     /// Body of `/configz`: kube-proxy's shape, with our own settings beside it.
     #[must_use]
@@ -178,18 +318,12 @@ impl AgentConfig {
             SourceConfig::InCluster => ("in-cluster", String::new()),
             SourceConfig::Dir(dir) => ("dir", dir.display().to_string()),
         };
-        let kubeconfig = if source == "kubeconfig" { path.as_str() } else { "" };
+        let mut proxy = json!(self.proxy);
+        proxy["mode"] = "ebpf".into();
         json!({
-            "kubeproxy.config.k8s.io": {
-                "apiVersion": "kubeproxy.config.k8s.io/v1alpha1",
-                "kind": "KubeProxyConfiguration",
-                "mode": "ebpf",
-                "hostnameOverride": self.node_name,
-                "healthzBindAddress": self.healthz_bind_address.to_string(),
-                "metricsBindAddress": self.metrics_bind_address.to_string(),
-                "clientConnection": {"kubeconfig": kubeconfig},
-            },
+            "kubeproxy.config.k8s.io": proxy,
             "beeline.dev": {
+                "nodeName": self.node_name,
                 "source": {"kind": source, "path": path},
                 "stateDir": self.state_dir,
                 "cgroupRoot": self.cgroup_root,
@@ -212,41 +346,139 @@ fn node_name(text: &str) -> Result<String, String> {
     }
 }
 
-/// `IP:port`, or an IP that gets the port.
-fn bind_address(text: &str, port: u16) -> Result<SocketAddr, String> {
-    if let Ok(addr) = text.parse() {
-        return Ok(addr);
-    }
-    let bare = text
-        .strip_prefix('[')
-        .and_then(|t| t.strip_suffix(']'))
-        .unwrap_or(text);
-    bare.parse::<IpAddr>()
-        .map(|ip| (ip, port).into())
-        .map_err(|_| "is neither IP:port nor an IP address".into())
+/// A URL with a host.
+fn api_url(text: &str) -> Result<http::Uri, String> {
+    let full = if text.contains("://") {
+        text.into()
+    } else {
+        format!("http://{text}")
+    };
+    full.parse::<http::Uri>()
+        .ok()
+        .filter(|uri| uri.host().is_some() && matches!(uri.scheme_str(), Some("http" | "https")))
+        .ok_or_else(|| "is no URL".into())
 }
 
 #[cfg(test)]
 mod tests {
+    use clap::{Args as _, FromArgMatches as _};
+
     use super::*;
 
+    fn config(args: &[&str]) -> anyhow::Result<AgentConfig> {
+        let command = AgentArgs::augment_args(clap::Command::new("agent"));
+        let matches = command.try_get_matches_from([&["agent"], args].concat())?;
+        AgentConfig::try_from(AgentArgs::from_arg_matches(&matches)?)
+    }
+
     #[test]
-    fn addresses_without_a_port_get_one() {
-        for (text, expected) in [
-            ("0.0.0.0:1", "0.0.0.0:1"),
-            ("127.0.0.1", "127.0.0.1:10256"),
-            ("::1", "[::1]:10256"),
-            ("[::]", "[::]:10256"),
-            ("[::1]:9", "[::1]:9"),
-        ] {
-            assert_eq!(
-                bind_address(text, HEALTH_PORT).map(|a| a.to_string()).as_deref(),
-                Ok(expected),
-                "{text}"
-            );
+    fn flags_fill_the_configuration() {
+        let found = config(&[
+            "--node-name",
+            " Node-1",
+            "--kubeconfig",
+            "/k",
+            "--bind-address=fd00::1",
+            "--healthz-bind-address",
+            "::1",
+            "--masquerade-all",
+            "--conntrack-min=7",
+            "--conntrack-tcp-timeout-established=2h",
+            "--oom-score-adj",
+            "-5",
+            "--nodeport-addresses",
+            "10.0.0.0/8, 192.168.0.0/16",
+            "--bind-address-hard-fail=true",
+            "-v",
+            "4",
+            "--cluster-cidr=10.244.0.0/16",
+            "--iptables-sync-period=10s",
+            "--master",
+            "10.0.0.1:8080",
+        ])
+        .unwrap();
+        assert_eq!(found.node_name, "node-1");
+        assert_eq!(found.source, SourceConfig::Kubeconfig("/k".into()));
+        assert_eq!(found.healthz_bind_address, Some("[::1]:10256".parse().unwrap()));
+        // follows the family of --bind-address
+        assert_eq!(found.metrics_bind_address, Some("[::1]:10249".parse().unwrap()));
+        let proxy = &found.proxy;
+        assert!(proxy.masquerade_all() && proxy.bind_address_hard_fail);
+        assert_eq!((proxy.conntrack.min, proxy.oom_score_adj), (Some(7), Some(-5)));
+        assert_eq!(
+            proxy.conntrack.tcp_established_timeout.unwrap().to_string(),
+            "2h0m0s"
+        );
+        assert_eq!(proxy.node_port_addresses, ["10.0.0.0/8", "192.168.0.0/16"]);
+        assert_eq!(proxy.sync_period(), Duration::from_secs(10));
+        assert_eq!(found.log.verbosity, Some(4));
+        assert_eq!(found.master.unwrap(), "http://10.0.0.1:8080");
+        assert_eq!(found.warnings.len(), 1, "{:?}", found.warnings);
+    }
+
+    #[test]
+    fn without_flags_it_is_kube_proxys_defaults() {
+        let found = config(&["--node-name", "n"]).unwrap();
+        let mut expected = KubeProxyConfiguration::defaults();
+        expected.hostname_override = "n".into();
+        assert_eq!(found.proxy, expected);
+        assert_eq!(found.warnings, [""; 0]);
+        assert_eq!(found.healthz_bind_address, Some("0.0.0.0:10256".parse().unwrap()));
+        assert_eq!(found.source, SourceConfig::InCluster);
+        let shown = found.configz();
+        assert_eq!(shown["kubeproxy.config.k8s.io"]["mode"], "ebpf");
+        assert_eq!(shown["kubeproxy.config.k8s.io"]["conntrack"]["maxPerCore"], 32768);
+        let found = config(&["--healthz-port=0", "--metrics-bind-address="]).unwrap();
+        assert_eq!(
+            (found.healthz_bind_address, found.metrics_bind_address),
+            (None, None)
+        );
+    }
+
+    #[test]
+    fn a_file_wins_over_flags_but_not_over_the_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("config.conf");
+        let text = "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\nmode: ipvs\n\
+                    hostnameOverride: Other\nmetricsBindAddress: 0.0.0.0:9\noddity: 1\n\
+                    clientConnection: {kubeconfig: /in/file}\nlogging: {format: json, verbosity: 2}\n";
+        std::fs::write(&path, text).unwrap();
+        let file = path.to_str().unwrap();
+        let found = config(&["--config", file, "--kubeconfig=/k", "--conntrack-min=7", "-v=1"]).unwrap();
+        assert_eq!(found.node_name, "other");
+        assert_eq!(found.source, SourceConfig::Kubeconfig("/in/file".into()));
+        assert_eq!(found.metrics_bind_address, Some("0.0.0.0:9".parse().unwrap()));
+        assert_eq!(found.proxy.conntrack.min, Some(131_072));
+        assert_eq!(
+            found.log,
+            LogWish {
+                json: Some(true),
+                verbosity: Some(1)
+            }
+        );
+        assert_eq!(found.config_file, Some((path.clone(), text.into())));
+        let all = found.warnings.join("\n");
+        for named in ["oddity", "--conntrack-min, --kubeconfig", "mode (\"ipvs\")"] {
+            assert!(all.contains(named), "{named} is not in {all}");
         }
-        for text in ["", "host", "1.2.3.4:70000", ":80", "1.2.3"] {
-            assert!(bind_address(text, HEALTH_PORT).is_err(), "{text}");
+        let found = config(&["--config", file, "--hostname-override", "mine"]).unwrap();
+        assert_eq!(found.node_name, "mine");
+    }
+
+    #[test]
+    fn what_cannot_be_used_is_named() {
+        for (args, named) in [
+            (&["--healthz-bind-address=host"][..], "healthzBindAddress: host"),
+            (&["--proxy-mode=userspace"], "mode: userspace"),
+            (&["--conntrack-min=-1"], "conntrack.min: -1"),
+            (&["--conntrack-udp-timeout=soon"], "--conntrack-udp-timeout"),
+            (&["--feature-gates=A"], "--feature-gates A"),
+            (&["--config=/nonexistent"], "--config /nonexistent"),
+            (&["--hostname-override= "], "is empty"),
+            (&["--master=http://"], "--master"),
+        ] {
+            let error = format!("{:#}", config(args).unwrap_err());
+            assert!(error.contains(named), "{args:?}: {error}");
         }
     }
 

@@ -1,11 +1,14 @@
 //! The node agent and the command line.
 //!
-//! `source` reads objects, `agent` drives them through the model, `kernel` holds programs and maps, `cli` is what an
-//! operator types.
+//! `source` reads objects, `agent` drives them through the model, `kernel` holds programs and maps, `ipam` gives pods
+//! addresses, `cli` is what an operator types.
 
 pub mod agent;
 pub mod cli;
 pub mod config;
+pub mod ipam;
 pub mod kernel;
 pub mod nodeaddr;
+pub mod persist;
+pub mod proxyconfig;
 pub mod source;

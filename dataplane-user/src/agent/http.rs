@@ -191,11 +191,21 @@ fn bind(addr: SocketAddr) -> std::io::Result<TcpListener> {
 }
 
 /// Serves at an address for ever; what is in the way of binding may go away.
-pub async fn serve(name: &'static str, addr: SocketAddr, router: Router) {
+///
+/// # Errors
+///
+/// If it cannot listen there and `hard_fail` says that this is fatal; or if serving ends.
+pub async fn serve(
+    name: &'static str,
+    addr: SocketAddr,
+    router: Router,
+    hard_fail: bool,
+) -> std::io::Result<()> {
     let mut said = false;
     let listener = loop {
         match bind(addr) {
             Ok(listener) => break listener,
+            Err(error) if hard_fail => return Err(error),
             Err(error) => {
                 if !said {
                     warn!(%addr, %error, "{name} server cannot listen, trying again every {} s", BIND_PAUSE.as_secs());
@@ -206,9 +216,7 @@ pub async fn serve(name: &'static str, addr: SocketAddr, router: Router) {
         }
     };
     info!(%addr, "{name} server listens");
-    if let Err(error) = axum::serve(listener, router).await {
-        warn!(%addr, %error, "{name} server ended");
-    }
+    axum::serve(listener, router).await
 }
 
 /// Makes the local socket; only its owner may use it. The caller holds the state directory's lock, so what is there is left
@@ -296,6 +304,17 @@ mod tests {
             text.contains("kubeproxy_proxy_livez_total{code=\"200\"} 2"),
             "{text}"
         );
+    }
+
+    #[tokio::test]
+    async fn an_address_in_use_is_fatal_if_so_configured() {
+        let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = taken.local_addr().unwrap();
+        let error = serve("test", addr, Router::new(), true).await.unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::AddrInUse);
+        let patient = serve("test", addr, Router::new(), false);
+        let waited = tokio::time::timeout(Duration::from_millis(50), patient).await;
+        assert!(waited.is_err(), "{waited:?}");
     }
 
     #[tokio::test]

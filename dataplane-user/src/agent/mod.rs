@@ -22,11 +22,12 @@ use nix::fcntl::{Flock, FlockArg};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use crate::config::{AgentConfig, SourceConfig, Unusable};
 use crate::kernel::{self, Kernel};
 use crate::nodeaddr;
+use crate::proxyconfig;
 use crate::source::{self, Update};
 use health::Health;
 use http::Request;
@@ -39,8 +40,6 @@ const LOCK: &str = "agent.lock";
 
 /// Pause before maps that could not be repaired are looked at again.
 const REPAIR: Duration = Duration::from_secs(60);
-/// kube-proxy's default sync period. Nothing is synced periodically here, but it says when a node becomes unhealthy.
-const HEALTH_PERIOD: Duration = Duration::from_secs(30);
 /// Updates that a source may be ahead of the loop.
 const QUEUE: usize = 1024;
 /// First and longest pause before what failed is tried again.
@@ -90,10 +89,16 @@ pub async fn run(config: AgentConfig) -> anyhow::Result<()> {
         "agent starts"
     );
 
+    if let Some(score) = config.proxy.oom_score_adj
+        && let Err(error) = fs::write("/proc/self/oom_score_adj", score.to_string())
+    {
+        // as kube-proxy: a pod may lack the right
+        debug!(score, %error, "oom_score_adj cannot be set");
+    }
     let programmer = Programmer::new(kernel.maps()?).context("read back what the maps hold")?;
     let stats = kernel.stats()?;
     let from_api = !matches!(config.source, SourceConfig::Dir(_));
-    let mut health = Health::new(!from_api, HEALTH_PERIOD);
+    let mut health = Health::new(!from_api, config.proxy.sync_period());
     health.started(&nodeaddr::usable_families(), Timestamp::now());
     let shared = Shared::new(health);
     let state = State::new(&config.node_name, programmer, Arc::clone(&shared));
@@ -111,16 +116,42 @@ pub async fn run(config: AgentConfig) -> anyhow::Result<()> {
     let listener = http::bind_socket(&socket).with_context(|| format!("listen on {}", socket.display()))?;
     let admin = http::admin_router(context.clone());
     tokio::spawn(async move { axum::serve(listener, admin).await });
-    tokio::spawn(http::serve(
-        "health",
-        config.healthz_bind_address,
-        http::health_router(context.clone()),
-    ));
-    tokio::spawn(http::serve(
-        "metrics",
-        config.metrics_bind_address,
-        http::metrics_router(context),
-    ));
+    let (fatal, fatal_errors) = mpsc::channel(4);
+    let servers = [
+        (
+            "health",
+            config.healthz_bind_address,
+            http::health_router(context.clone()),
+        ),
+        (
+            "metrics",
+            config.metrics_bind_address,
+            http::metrics_router(context),
+        ),
+    ];
+    for (name, addr, router) in servers {
+        let Some(addr) = addr else { continue };
+        let (fatal, hard_fail) = (fatal.clone(), config.proxy.bind_address_hard_fail);
+        tokio::spawn(async move {
+            if let Err(error) = http::serve(name, addr, router, hard_fail).await {
+                let error = anyhow::Error::new(error).context(format!("{name} server at {addr}"));
+                let _stopping = fatal.send(error).await;
+            }
+        });
+    }
+    if let Some((path, text)) = config.config_file.clone() {
+        let fatal = fatal.clone();
+        tokio::spawn(async move {
+            let error = match proxyconfig::changed(path.clone(), text).await {
+                Ok(()) => anyhow::anyhow!(
+                    "{} has changed: the agent ends, so that it is started again with what it says now",
+                    path.display()
+                ),
+                Err(error) => anyhow::Error::new(error).context(format!("watch {}", path.display())),
+            };
+            let _stopping = fatal.send(error).await;
+        });
+    }
 
     let source = start_source(&config, updates).await?;
     let base = base_status(&config, &kernel);
@@ -141,15 +172,15 @@ pub async fn run(config: AgentConfig) -> anyhow::Result<()> {
             let _unheard = sender.send(status);
         }
     };
-    let result = drive(
-        state,
-        update_queue,
-        request_queue,
-        answer,
+    let inputs = Inputs {
+        updates: update_queue,
+        requests: request_queue,
         source,
-        config.audit_period,
-    )
-    .await;
+        fatal: fatal_errors,
+        audit_period: config.audit_period,
+    };
+    let result = drive(state, inputs, answer).await;
+    drop(fatal);
     let _gone = fs::remove_file(&socket);
     info!("agent stops; what it programmed stays in force");
     result
@@ -218,7 +249,7 @@ pub fn remove_state(state_dir: &Path) -> anyhow::Result<Vec<String>> {
 type SourceTask = tokio::task::JoinHandle<anyhow::Result<()>>;
 
 async fn start_source(config: &AgentConfig, updates: source::Sender) -> anyhow::Result<SourceTask> {
-    let client = match &config.source {
+    let mut client = match &config.source {
         SourceConfig::Dir(dir) => {
             let dir = dir.clone();
             return Ok(tokio::spawn(async move {
@@ -233,10 +264,16 @@ async fn start_source(config: &AgentConfig, updates: source::Sender) -> anyhow::
                 .await
                 .with_context(|| Unusable(format!("--kubeconfig {}: cannot be used", path.display())))?
         }
-        SourceConfig::InCluster => kube::Config::incluster().context(Unusable(
-            "neither --kubeconfig nor --dir is given, and this is not a pod of a cluster".into(),
-        ))?,
+        SourceConfig::InCluster => match &config.master {
+            Some(master) => kube::Config::new(master.clone()),
+            None => kube::Config::incluster().context(Unusable(
+                "neither --kubeconfig nor --dir is given, and this is not a pod of a cluster".into(),
+            ))?,
+        },
     };
+    if let Some(master) = &config.master {
+        client.cluster_url = master.clone();
+    }
     let client = kube::Client::try_from(client).context("set up the API client")?;
     let node_name = config.node_name.clone();
     Ok(tokio::spawn(async move {
@@ -284,15 +321,30 @@ fn jittered(period: Duration) -> Duration {
     period.mul_f64(rand::random_range(0.9..1.1))
 }
 
+/// What the loop listens to.
+struct Inputs {
+    updates: mpsc::Receiver<Update>,
+    requests: mpsc::Receiver<Request>,
+    source: SourceTask,
+    /// Why the agent must end.
+    fatal: mpsc::Receiver<anyhow::Error>,
+    /// Zero: never.
+    audit_period: Duration,
+}
+
 /// The loop. Updates are taken in as many as there are, then programmed together.
 async fn drive<M: Maps>(
     mut state: State<M>,
-    mut updates: mpsc::Receiver<Update>,
-    mut requests: mpsc::Receiver<Request>,
+    inputs: Inputs,
     mut answer: impl FnMut(&State<M>, Request),
-    mut source: SourceTask,
-    audit_period: Duration,
 ) -> anyhow::Result<()> {
+    let Inputs {
+        mut updates,
+        mut requests,
+        mut source,
+        mut fatal,
+        audit_period,
+    } = inputs;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut batch = Vec::new();
@@ -315,6 +367,7 @@ async fn drive<M: Maps>(
             biased;
             _ = terminate.recv() => return Ok(()),
             _ = interrupt.recv() => return Ok(()),
+            Some(error) = fatal.recv() => return Err(error),
             ended = &mut source => return ended.context("the source failed")?,
             // before the updates, which may always be ready
             () = tokio::time::sleep_until(retry_at.unwrap_or_else(Instant::now)), if retry_at.is_some() => {
@@ -356,27 +409,50 @@ fn give_memory_back() {
 
 #[cfg(test)]
 mod tests {
-    use dataplane_model::program::{Capacity, FakeMaps, FaultyMaps};
+    use dataplane_model::program::{FakeMaps, FaultyMaps};
     use tokio::sync::oneshot;
 
     use super::*;
     use crate::source::Kind;
 
+    fn inputs(
+        updates: mpsc::Receiver<Update>,
+        requests: mpsc::Receiver<Request>,
+        audit_period: Duration,
+    ) -> (Inputs, mpsc::Sender<anyhow::Error>) {
+        let (sender, fatal) = mpsc::channel(1);
+        let inputs = Inputs {
+            updates,
+            requests,
+            source: tokio::spawn(std::future::pending()),
+            fatal,
+            audit_period,
+        };
+        (inputs, sender)
+    }
+
+    #[tokio::test]
+    async fn a_fatal_error_ends_the_agent() {
+        let capacity = state::tests::capacity(8);
+        let programmer = Programmer::new(FakeMaps::new(capacity)).unwrap();
+        let state = State::new("n", programmer, Shared::new(Health::for_tests()));
+        let (_updates, update_queue) = mpsc::channel(QUEUE);
+        let (_requests, request_queue) = mpsc::channel(16);
+        let (inputs, fatal) = inputs(update_queue, request_queue, Duration::ZERO);
+        fatal.send(anyhow::anyhow!("the file has changed")).await.unwrap();
+        let error = drive(state, inputs, |_, _| {}).await.unwrap_err();
+        assert_eq!(error.to_string(), "the file has changed");
+    }
+
     #[tokio::test]
     async fn what_failed_is_tried_again_while_the_agent_is_busy() {
-        let capacity = Capacity {
-            services: 8,
-            backends: 8,
-            slots: 8,
-            frontends: 8,
-            source_ranges: 64,
-        };
+        let capacity = state::tests::capacity(8);
         let programmer = Programmer::new(FaultyMaps::new(FakeMaps::new(capacity), u32::MAX, 1)).unwrap();
         let shared = Shared::new(Health::for_tests());
         let state = State::new("n", programmer, Arc::clone(&shared));
         let (updates, update_queue) = mpsc::channel(QUEUE);
         let (requests, request_queue) = mpsc::channel(16);
-        let source = tokio::spawn(std::future::pending());
+        let (inputs, _fatal) = inputs(update_queue, request_queue, Duration::ZERO);
         let answer = |state: &State<_>, request: Request| {
             if let Request::Status(sender) = request {
                 let mut status = view::Status::default();
@@ -411,37 +487,24 @@ mod tests {
             }
         };
         tokio::select! {
-            result = drive(state, update_queue, request_queue, answer, source, Duration::ZERO) => panic!("{result:?}"),
+            result = drive(state, inputs, answer) => panic!("{result:?}"),
             () = client => {}
         }
     }
 
     #[tokio::test]
     async fn the_maps_are_compared_again_and_again() {
-        let capacity = Capacity {
-            services: 8,
-            backends: 8,
-            slots: 8,
-            frontends: 8,
-            source_ranges: 64,
-        };
+        let capacity = state::tests::capacity(8);
         let programmer = Programmer::new(FakeMaps::new(capacity)).unwrap();
         let shared = Shared::new(Health::for_tests());
         let state = State::new("n", programmer, Arc::clone(&shared));
         let (updates, update_queue) = mpsc::channel(QUEUE);
         let (_requests, request_queue) = mpsc::channel(16);
-        let source = tokio::spawn(std::future::pending());
+        let (inputs, _fatal) = inputs(update_queue, request_queue, Duration::from_millis(20));
         for kind in [Kind::Service, Kind::EndpointSlice, Kind::Node] {
             updates.send(Update::Listed(kind)).await.unwrap();
         }
-        let drive = drive(
-            state,
-            update_queue,
-            request_queue,
-            |_, _| {},
-            source,
-            Duration::from_millis(20),
-        );
+        let drive = drive(state, inputs, |_, _| {});
         let wait = async {
             // the first sync is a full one, too
             let series = "kubeproxy_sync_full_proxy_rules_duration_seconds_count{ip_family=\"IPv4\"} ";

@@ -621,7 +621,7 @@ pub(super) mod tests {
         ]
     }
 
-    fn capacity(slots: u32) -> Capacity {
+    pub(in crate::agent) fn capacity(slots: u32) -> Capacity {
         Capacity {
             services: 8,
             backends: 8,

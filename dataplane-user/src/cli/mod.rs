@@ -6,11 +6,12 @@ mod show;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use tracing_subscriber::EnvFilter;
 
 use crate::agent::view::{Services, Status};
-use crate::config::{AgentArgs, AgentConfig, STATE_DIR, Unusable};
+use crate::config::{AgentArgs, AgentConfig, LogWish, STATE_DIR, Unusable};
 use crate::{agent, kernel};
 
 /// Exit code for a command line or a configuration that cannot be used (EX_USAGE of sysexits.h).
@@ -28,12 +29,12 @@ struct Cli {
 
 #[derive(Debug, Args)]
 struct LogArgs {
-    /// What is logged: off, error, warn, info, debug, trace, or a filter such as info,dataplane_user=debug
-    #[arg(long, global = true, default_value = "info", env = "BEELINE_LOG")]
-    log_level: String,
-    /// How it is logged
-    #[arg(long, global = true, value_enum, default_value_t = LogFormat::Text)]
-    log_format: LogFormat,
+    /// What is logged: off, error, warn, info, debug, trace, or a filter such as info,dataplane_user=debug [default: info]
+    #[arg(long, global = true, env = "BEELINE_LOG")]
+    log_level: Option<String>,
+    /// How it is logged [default: text]
+    #[arg(long, global = true, value_enum)]
+    log_format: Option<LogFormat>,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -113,11 +114,7 @@ pub fn main() -> ExitCode {
             };
         }
     };
-    if let Err(error) = start_log(&cli.log) {
-        eprintln!("error: {error:#}");
-        return ExitCode::from(USAGE);
-    }
-    match run(cli.command) {
+    match run(cli.command, &cli.log) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error:#}");
@@ -130,13 +127,25 @@ pub fn main() -> ExitCode {
     }
 }
 
-fn start_log(args: &LogArgs) -> anyhow::Result<()> {
-    let filter = EnvFilter::try_new(&args.log_level)
-        .map_err(|error| anyhow::anyhow!("--log-level {}: {error}", args.log_level))?;
+/// Starts logging. What Beeline's own flags say wins over kube-proxy's.
+fn start_log(args: &LogArgs, wish: LogWish) -> anyhow::Result<()> {
+    let verbosity = match wish.verbosity {
+        None | Some(..4) => "info",
+        Some(4 | 5) => "debug",
+        Some(_) => "trace",
+    };
+    let level = args.log_level.as_deref().unwrap_or(verbosity);
+    let filter =
+        EnvFilter::try_new(level).with_context(|| Unusable(format!("--log-level {level}: is no filter")))?;
+    let format = match (args.log_format, wish.json) {
+        (Some(format), _) => format,
+        (None, Some(true)) => LogFormat::Json,
+        (None, _) => LogFormat::Text,
+    };
     let subscriber = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr);
-    match args.log_format {
+    match format {
         LogFormat::Text => {
             subscriber
                 .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
@@ -148,11 +157,17 @@ fn start_log(args: &LogArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn run(command: Command) -> anyhow::Result<()> {
-    // The work of the agent is short and in order: one thread needs less memory and no locks.
+fn run(command: Command, log: &LogArgs) -> anyhow::Result<()> {
+    // kube-proxy's configuration says how the agent logs
+    let command = match command {
+        Command::Agent(args) => return run_agent(*args, log),
+        other => other,
+    };
+    start_log(log, LogWish::default())?;
     let single = || tokio::runtime::Builder::new_current_thread().enable_all().build();
     match command {
-        Command::Agent(args) => single()?.block_on(agent::run(AgentConfig::try_from(*args)?)),
+        // above
+        Command::Agent(_) => Ok(()),
         Command::ControlPlane(config) => tokio::runtime::Runtime::new()?
             .block_on(async { beeline_control_plane::run::run(*config, stop_signal()?).await }),
         Command::Service(ListCommand::List(args)) => {
@@ -171,6 +186,24 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Cleanup(args) => clean_up(&args),
         Command::Version => show::print(&format!("beeline {}\n", env!("CARGO_PKG_VERSION"))),
     }
+}
+
+fn run_agent(args: AgentArgs, log: &LogArgs) -> anyhow::Result<()> {
+    let write_to = args.write_config_to().map(ToOwned::to_owned);
+    let config = AgentConfig::try_from(args)?;
+    start_log(log, config.log)?;
+    for warning in &config.warnings {
+        tracing::warn!("{warning}");
+    }
+    if let Some(path) = write_to {
+        let text = serde_saphyr::to_string(&config.proxy)?;
+        return std::fs::write(&path, text).with_context(|| format!("write {}", path.display()));
+    }
+    // The work of the agent is short and in order: one thread needs less memory and no locks.
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    runtime.block_on(agent::run(config))
 }
 
 impl ShowArgs {

@@ -1,0 +1,112 @@
+//! What a configuration asks for and this dataplane does not do.
+
+use serde_json::Value;
+
+use super::KubeProxyConfiguration;
+
+/// Fields that have no meaning here, as JSON pointers.
+const UNSUPPORTED: &[&str] = &[
+    "/featureGates",
+    "/clientConnection/acceptContentTypes",
+    "/clientConnection/qps",
+    "/clientConnection/burst",
+    "/enableProfiling",
+    "/showHiddenMetricsForVersion",
+    "/mode",
+    "/iptables/masqueradeBit",
+    "/iptables/localhostNodePorts",
+    "/iptables/minSyncPeriod",
+    "/ipvs/minSyncPeriod",
+    "/ipvs/scheduler",
+    "/ipvs/excludeCIDRs",
+    "/ipvs/strictARP",
+    "/ipvs/tcpTimeout",
+    "/ipvs/tcpFinTimeout",
+    "/ipvs/udpTimeout",
+    "/nftables/masqueradeBit",
+    "/nftables/minSyncPeriod",
+    "/configSyncPeriod",
+    "/logging/vmodule",
+    "/portRange",
+    "/winkernel",
+    "/windowsRunAsService",
+];
+
+/// Fields that the dataplane will follow once it has what they are about.
+const NOT_YET: &[&str] = &[
+    "/iptables/masqueradeAll",
+    "/nftables/masqueradeAll",
+    "/detectLocalMode",
+    "/detectLocal",
+    "/clusterCIDR",
+];
+
+/// Fields that are set to something else than kube-proxy's default and have no meaning here, with their values.
+#[must_use]
+pub fn unsupported(config: &KubeProxyConfiguration) -> Vec<String> {
+    let mut found = differing(config, UNSUPPORTED);
+    // objects are read as JSON whatever is asked for; the default, protobuf, goes without saying
+    let content_type = config.client_connection.content_type.as_str();
+    if !["application/vnd.kubernetes.protobuf", "application/json"].contains(&content_type) {
+        found.push(format!("clientConnection.contentType ({content_type:?})"));
+    }
+    found
+}
+
+/// Fields that are set and that the dataplane does not follow yet, with their values.
+#[must_use]
+pub fn not_yet(config: &KubeProxyConfiguration) -> Vec<String> {
+    differing(config, NOT_YET)
+}
+
+fn differing(config: &KubeProxyConfiguration, fields: &[&str]) -> Vec<String> {
+    let value = |config: &KubeProxyConfiguration| serde_json::to_value(config).unwrap_or(Value::Null);
+    let (found, default) = (value(config), value(&KubeProxyConfiguration::defaults()));
+    fields
+        .iter()
+        .filter_map(|field| {
+            let value = found.pointer(field)?;
+            (default.pointer(field) != Some(value)).then(|| {
+                let name = field.trim_start_matches('/').replace('/', ".");
+                format!("{name} ({value})")
+            })
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_has_no_meaning_is_named_with_its_value() {
+        let mut config = KubeProxyConfiguration::defaults();
+        assert_eq!(unsupported(&config), [""; 0]);
+        config.mode = "ipvs".into();
+        config.ipvs.scheduler = "mh".into();
+        config.feature_gates.insert("A".into(), true);
+        config.iptables.localhost_node_ports = Some(false);
+        config.conntrack.min = Some(1);
+        config.client_connection.content_type = "text/plain".into();
+        config.cluster_cidr = "10.0.0.0/8".into();
+        assert_eq!(
+            unsupported(&config),
+            [
+                r#"featureGates ({"A":true})"#,
+                r#"mode ("ipvs")"#,
+                "iptables.localhostNodePorts (false)",
+                r#"ipvs.scheduler ("mh")"#,
+                r#"clientConnection.contentType ("text/plain")"#,
+            ]
+        );
+        assert_eq!(not_yet(&config), [r#"clusterCIDR ("10.0.0.0/8")"#]);
+    }
+
+    #[test]
+    fn every_pointer_leads_somewhere() {
+        let default = serde_json::to_value(KubeProxyConfiguration::defaults()).unwrap();
+        for field in UNSUPPORTED.iter().chain(NOT_YET) {
+            assert!(default.pointer(field).is_some(), "{field}");
+        }
+    }
+}
