@@ -1,9 +1,228 @@
-//! This node's addresses: which families it has, which addresses are its own, which of them serve NodePorts.
+//! This node's addresses: which families it has, which addresses are its own, which of them serve NodePorts (spec
+//! kube-proxy 2.5 and 6).
 
+mod host;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::net::IpAddr;
 use std::path::Path;
+use std::time::Duration;
 
+use dataplane_common::abi::{Addr, node_addr_flag};
 use dataplane_model::Family;
+use ipnet::IpNet;
+use k8s_openapi::api::core::v1::Node;
+use tokio::sync::watch::{self, Receiver};
+use tokio::time::Instant;
+use tracing::{info, warn};
+
+use host::Host;
+
+/// Pause before the kernel is asked again after a failure.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// Which addresses serve NodePorts.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum NodePortAddresses {
+    /// The node's addresses as its Node object says, one of each family.
+    Primary,
+    /// The host's addresses in these networks.
+    Networks(Vec<IpNet>),
+}
+
+impl NodePortAddresses {
+    /// From `nodePortAddresses`, already validated: nothing means `primary`, as in kube-proxy's nftables mode.
+    #[must_use]
+    pub fn parse(fields: &[String]) -> Self {
+        let networks: Vec<IpNet> = fields
+            .iter()
+            .filter_map(|field| field.trim().parse().ok())
+            .collect();
+        if networks.is_empty() {
+            Self::Primary
+        } else {
+            Self::Networks(networks)
+        }
+    }
+}
+
+/// Settings.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Takes the place of the Node's address of its family, and makes this family the primary one.
+    pub bind_address: Option<IpAddr>,
+    /// Which addresses serve NodePorts.
+    pub node_port_addresses: NodePortAddresses,
+    /// How long the first answer waits for the Node to have addresses.
+    pub wait: Duration,
+}
+
+/// The node's addresses.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct NodeAddresses {
+    /// Every address of every interface of this host.
+    pub all: BTreeSet<IpAddr>,
+    /// Those that serve NodePorts. No loopback addresses: NodePorts at these are the socket layer's business.
+    pub node_port: BTreeSet<IpAddr>,
+    /// The node's addresses as the cluster knows them: the first of the primary family, then the first of the other one.
+    /// Empty while the Node has none.
+    pub node_ips: Vec<IpAddr>,
+}
+
+impl NodeAddresses {
+    /// Content of the map `NODE_ADDRS`: flags ([`node_addr_flag`]) by address.
+    #[must_use]
+    pub fn flags(&self) -> BTreeMap<Addr, u32> {
+        let mut flags = BTreeMap::new();
+        for ip in self.all.iter().chain(&self.node_port) {
+            let node_port = if self.node_port.contains(ip) {
+                node_addr_flag::NODE_PORTS
+            } else {
+                0
+            };
+            let loopback = if ip.is_loopback() {
+                node_addr_flag::LOOPBACK
+            } else {
+                0
+            };
+            flags.insert(Addr::from(*ip), node_port | loopback);
+        }
+        flags
+    }
+}
+
+/// A Node's addresses in the order in which kube-proxy looks at them: its internal ones, then its external ones.
+#[must_use]
+pub fn candidates(node: &Node) -> Vec<IpAddr> {
+    let addresses = node
+        .status
+        .iter()
+        .flat_map(|status| status.addresses.iter().flatten());
+    let of = |kind: &'static str| {
+        let addresses = addresses.clone();
+        addresses
+            .filter(move |a| a.type_ == kind)
+            .filter_map(|a| a.address.trim().parse().ok())
+    };
+    of("InternalIP").chain(of("ExternalIP")).collect()
+}
+
+/// The first address, and the first of the other family. A bind address takes the place of its family's and comes first.
+fn choose(candidates: &[IpAddr], bind_address: Option<IpAddr>) -> Vec<IpAddr> {
+    let mut chosen: Vec<IpAddr> = Vec::new();
+    for ip in bind_address.iter().chain(candidates) {
+        if chosen.iter().all(|other| other.is_ipv4() != ip.is_ipv4()) {
+            chosen.push(*ip);
+        }
+    }
+    chosen
+}
+
+fn compute(all: BTreeSet<IpAddr>, candidates: &[IpAddr], settings: &Settings) -> NodeAddresses {
+    let node_ips = choose(candidates, settings.bind_address);
+    let usable = |ip: &&IpAddr| match ip {
+        _ if ip.is_loopback() || ip.is_multicast() => false,
+        IpAddr::V4(_) => true,
+        // reachable only with an interface's name, which a NodePort's client does not give
+        IpAddr::V6(v6) => !v6.is_unicast_link_local(),
+    };
+    let node_port = match &settings.node_port_addresses {
+        NodePortAddresses::Networks(networks) => {
+            let inside = |ip: &&IpAddr| networks.iter().any(|net| net.contains(*ip));
+            all.iter().filter(usable).filter(inside).copied().collect()
+        }
+        // better anywhere than nowhere
+        NodePortAddresses::Primary if node_ips.is_empty() => all.iter().filter(usable).copied().collect(),
+        NodePortAddresses::Primary => node_ips.iter().filter(usable).copied().collect(),
+    };
+    NodeAddresses {
+        all,
+        node_port,
+        node_ips,
+    }
+}
+
+/// Follows the host's addresses and the Node's (`node`: those of [`candidates`], `None` while nothing is known of it, until
+/// the sender is gone). Answers when the Node has addresses, or after the wait of the settings.
+///
+/// # Errors
+///
+/// If the kernel does not tell this host's addresses.
+pub async fn watch(
+    settings: Settings,
+    mut node: Receiver<Option<Vec<IpAddr>>>,
+) -> std::io::Result<Receiver<NodeAddresses>> {
+    let host = Host::open()?;
+    let known = |candidates: &Option<Vec<IpAddr>>| candidates.as_ref().is_some_and(|list| !list.is_empty());
+    let waited = tokio::time::timeout(settings.wait, node.wait_for(known)).await;
+    if !matches!(waited, Ok(Ok(_))) && settings.bind_address.is_none() {
+        warn!("the Node has no addresses yet: all addresses of this host stand in for them until it has");
+    }
+    drop(waited);
+    let all = host.addresses().await.map_err(std::io::Error::other)?;
+    let candidates = node.borrow_and_update().clone().unwrap_or_default();
+    let first = compute(all, &candidates, &settings);
+    info!(node_ips = ?first.node_ips, node_ports_at = ?first.node_port, "addresses of this node");
+    let (sender, receiver) = watch::channel(first);
+    tokio::spawn(follow(settings, node, host, sender));
+    Ok(receiver)
+}
+
+async fn follow(
+    settings: Settings,
+    mut node: Receiver<Option<Vec<IpAddr>>>,
+    mut host: Host,
+    sender: watch::Sender<NodeAddresses>,
+) {
+    let mut retry_at: Option<Instant> = None;
+    loop {
+        tokio::select! {
+            alive = host.changed(), if retry_at.is_none() => if !alive {
+                retry_at = Some(Instant::now() + RETRY);
+                continue;
+            },
+            () = tokio::time::sleep_until(retry_at.unwrap_or_else(Instant::now)), if retry_at.is_some() => {
+                retry_at = None;
+                match Host::open() {
+                    Ok(opened) => host = opened,
+                    Err(error) => {
+                        warn!(%error, "addresses of this host cannot be followed");
+                        retry_at = Some(Instant::now() + RETRY);
+                        continue;
+                    }
+                }
+            },
+            changed = node.changed() => if changed.is_err() {
+                return;
+            },
+            () = sender.closed() => return,
+        }
+        let all = match host.addresses().await {
+            Ok(all) => all,
+            Err(error) => {
+                warn!(%error, "addresses of this host cannot be read");
+                retry_at = Some(Instant::now() + RETRY);
+                continue;
+            }
+        };
+        let candidates = node.borrow_and_update().clone().unwrap_or_default();
+        let now = compute(all, &candidates, &settings);
+        sender.send_if_modified(|before| {
+            if *before == now {
+                return false;
+            }
+            if before.node_ips != now.node_ips {
+                info!(before = ?before.node_ips, now = ?now.node_ips, "the addresses of the Node have changed");
+            }
+            if before.node_port != now.node_port {
+                info!(now = ?now.node_port, "the addresses that serve NodePorts have changed");
+            }
+            *before = now;
+            true
+        });
+    }
+}
 
 /// The address families that this host can serve (spec kube-proxy 6): IPv6 unless the kernel lacks it or it is switched
 /// off for all devices.
@@ -22,7 +241,98 @@ fn families(proc: &Path) -> Vec<Family> {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
+
+    fn ips(list: &[&str]) -> Vec<IpAddr> {
+        list.iter().map(|ip| ip.parse().unwrap()).collect()
+    }
+
+    const HOST: &[&str] = &[
+        "127.0.0.1",
+        "10.0.0.1",
+        "192.168.7.1",
+        "::1",
+        "fd00::1",
+        "fe80::1",
+    ];
+
+    fn computed(bind: Option<&str>, fields: &[&str], node: &[&str]) -> NodeAddresses {
+        let settings = Settings {
+            bind_address: bind.map(|ip| ip.parse().unwrap()),
+            node_port_addresses: NodePortAddresses::parse(
+                &fields.iter().map(|f| (*f).into()).collect::<Vec<String>>(),
+            ),
+            wait: Duration::ZERO,
+        };
+        compute(ips(HOST).into_iter().collect(), &ips(node), &settings)
+    }
+
+    #[test]
+    fn internal_addresses_come_before_external_ones_and_one_of_each_family_counts() {
+        let node: Node = serde_json::from_value(json!({"status": {"addresses": [
+            {"type": "Hostname", "address": "n"}, {"type": "ExternalIP", "address": "198.51.100.1"},
+            {"type": "InternalIP", "address": "noise"}, {"type": "InternalIP", "address": "fd00::1"},
+            {"type": "InternalIP", "address": "fd00::2"}]}}))
+        .unwrap();
+        let found = candidates(&node);
+        assert_eq!(found, ips(&["fd00::1", "fd00::2", "198.51.100.1"]));
+        assert_eq!(choose(&found, None), ips(&["fd00::1", "198.51.100.1"]));
+        let bind = "10.0.0.1".parse().ok();
+        assert_eq!(
+            choose(&found, bind),
+            ips(&["10.0.0.1", "fd00::1"]),
+            "its family is the primary one"
+        );
+        assert_eq!(choose(&[], None), ips(&[]));
+        assert_eq!(candidates(&Node::default()), ips(&[]));
+    }
+
+    #[test]
+    fn node_ports_are_served_where_the_settings_say() {
+        for (bind, fields, node, expected) in [
+            (
+                None,
+                &[][..],
+                &["10.0.0.1", "fd00::1"][..],
+                &["10.0.0.1", "fd00::1"][..],
+            ),
+            (None, &["primary"], &["10.0.0.1"], &["10.0.0.1"]),
+            (
+                Some("192.168.7.1"),
+                &[],
+                &["10.0.0.1", "fd00::1"],
+                &["192.168.7.1", "fd00::1"],
+            ),
+            // nobody knows better
+            (None, &["primary"], &[], &["10.0.0.1", "192.168.7.1", "fd00::1"]),
+            (None, &["192.168.0.0/16"], &["10.0.0.1"], &["192.168.7.1"]),
+            (
+                None,
+                &["0.0.0.0/0", "::/0"],
+                &[],
+                &["10.0.0.1", "192.168.7.1", "fd00::1"],
+            ),
+            (None, &["172.16.0.0/12"], &["10.0.0.1"], &[]),
+        ] {
+            let found = computed(bind, fields, node);
+            let found: Vec<IpAddr> = found.node_port.into_iter().collect();
+            assert_eq!(found, ips(expected), "{bind:?} {fields:?} {node:?}");
+        }
+    }
+
+    #[test]
+    fn flags_say_what_each_address_is() {
+        let flags = computed(None, &[], &["10.0.0.1"]).flags();
+        let of = |ip: &str| flags.get(&Addr::from(ip.parse::<IpAddr>().unwrap())).copied();
+        assert_eq!(of("10.0.0.1"), Some(node_addr_flag::NODE_PORTS));
+        assert_eq!(of("192.168.7.1"), Some(0));
+        assert_eq!(of("127.0.0.1"), Some(node_addr_flag::LOOPBACK));
+        assert_eq!(of("::1"), Some(node_addr_flag::LOOPBACK));
+        assert_eq!(of("10.0.0.2"), None);
+        assert_eq!(flags.len(), HOST.len());
+    }
 
     #[test]
     fn a_host_without_ipv6_has_one_family() {

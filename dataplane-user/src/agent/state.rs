@@ -1,6 +1,7 @@
 //! The agent without its surroundings: updates in, programmed services and answers out. Nothing here waits.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -8,12 +9,15 @@ use dataplane_common::abi::{BackendStats, algorithm, frontend_kind};
 use dataplane_model::program::{AppliedService, Maps, Outcome, ProgramError, Programmer};
 use dataplane_model::{BackendState, Event, Family, Model, ObjectName, Problem, ServiceKey, SetBackend};
 use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Node;
+use tokio::sync::watch;
 use tracing::{debug, error, info, warn};
 
 use super::accounts::{NoLocal, Pending, Triggers};
 use super::health::Health;
 use super::metrics::{FamilyLabel, KindLabel, Metrics, PolicyLabel};
 use super::view::{BackendView, FrontendView, ServiceView, SourceView};
+use crate::nodeaddr;
 use crate::source::{Kind, Update};
 
 /// Problems that `beeline status` shows.
@@ -70,6 +74,7 @@ pub struct State<M> {
     failing: BTreeMap<ServiceKey, Failure>,
     shown: VecDeque<Problem>,
     known: HashSet<Problem>,
+    node_addresses: watch::Sender<Option<Vec<IpAddr>>>,
     triggers: Triggers,
     pending_services: Pending,
     pending_slices: Pending,
@@ -99,6 +104,7 @@ impl<M: Maps> State<M> {
             failing: BTreeMap::new(),
             shown: VecDeque::new(),
             known: HashSet::new(),
+            node_addresses: watch::Sender::new(None),
             triggers: Triggers::new(Timestamp::now()),
             pending_services: Pending::default(),
             pending_slices: Pending::default(),
@@ -123,18 +129,7 @@ impl<M: Maps> State<M> {
         match update {
             Update::Event(event) => {
                 self.count(&event);
-                if let Event::NodeApplied(node) = &event
-                    && node.metadata.name.as_deref() == Some(&self.node_name)
-                {
-                    self.shared.health().node(node);
-                }
-                if let Event::NodesReplaced(nodes) = &event
-                    && let Some(node) = nodes
-                        .iter()
-                        .find(|n| n.metadata.name.as_deref() == Some(&self.node_name))
-                {
-                    self.shared.health().node(node);
-                }
+                self.own_node(&event);
                 for problem in self.model.apply(event) {
                     self.problem(problem);
                 }
@@ -165,6 +160,35 @@ impl<M: Maps> State<M> {
                 self.sources.insert(kind.name(), error);
             }
         }
+    }
+
+    /// What an event says of this node's object. That it is gone changes nothing, as in kube-proxy: the last one seen holds.
+    fn own_node(&mut self, event: &Event) {
+        let own = |node: &&Node| node.metadata.name.as_deref() == Some(&self.node_name);
+        let node = match event {
+            Event::NodeApplied(node) => Some(&**node).filter(own),
+            Event::NodesReplaced(nodes) => nodes.iter().find(own),
+            Event::NodeDeleted { name } if *name == self.node_name => {
+                warn!("the Node object of this node is gone; what it said holds on");
+                None
+            }
+            _ => None,
+        };
+        if let Some(node) = node {
+            self.shared.health().node(node);
+            let addresses = Some(nodeaddr::candidates(node));
+            self.node_addresses.send_if_modified(|known| {
+                let changed = *known != addresses;
+                *known = addresses;
+                changed
+            });
+        }
+    }
+
+    /// The addresses of the Node object, as [`nodeaddr::candidates`] has them; `None` while it is not known.
+    #[must_use]
+    pub fn node_addresses(&self) -> watch::Receiver<Option<Vec<IpAddr>>> {
+        self.node_addresses.subscribe()
     }
 
     fn count(&mut self, event: &Event) {
@@ -800,6 +824,25 @@ pub(super) mod tests {
             "{text}"
         );
         assert!(!text.contains("beeline_audit_last_timestamp_seconds 0"), "{text}");
+    }
+
+    #[test]
+    fn the_addresses_of_this_nodes_object_are_told() {
+        let mut state = state(FakeMaps::new(capacity(8)));
+        let mut addresses = state.node_addresses();
+        let node = |name: &str, ip: &str| {
+            let node = json!({"metadata": {"name": name}, "status": {"addresses": [{"type": "InternalIP", "address": ip}]}});
+            Update::Event(Event::NodeApplied(serde_json::from_value(node).unwrap()))
+        };
+        state.take(node("other", "10.0.0.9"));
+        assert!(!addresses.has_changed().unwrap());
+        state.take(node("n", "10.0.0.1"));
+        let known = Some(vec![IpAddr::from([10, 0, 0, 1])]);
+        assert_eq!(*addresses.borrow_and_update(), known);
+        state.take(node("n", "10.0.0.1"));
+        state.take(Update::Event(Event::NodeDeleted { name: "n".into() }));
+        assert!(!addresses.has_changed().unwrap());
+        assert_eq!(*addresses.borrow(), known);
     }
 
     #[test]
