@@ -4,17 +4,22 @@
 //! (see `shape`): values of a wrong type are refused, unknown fields are dropped, so that the rules can rely on types.
 
 mod allocator;
+mod config;
 mod kinds;
 mod meta;
 mod names;
+mod network;
 mod pod;
+mod rbac;
 mod registry;
+mod rules;
 pub(crate) mod schema;
 mod service;
 mod service_validation;
 mod shape;
+mod workloads;
 
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 
 pub use allocator::Allocator;
 pub use pod::bind;
@@ -87,44 +92,19 @@ pub struct Ctx<'a> {
 pub fn prepare_create(r: &ResourceInfo, ctx: &mut Ctx<'_>, obj: &mut Value) -> Result<(), ApiError> {
     decode(r, ctx, obj)?;
     meta::prepare_create(r, ctx, obj)?;
-    let causes = match r.kind {
-        "Service" => return service::create(r, ctx.alloc, obj),
-        "Pod" => {
-            pod::prepare_create(obj);
-            pod::validate_spec(&obj["spec"], "spec")
-        }
-        "Namespace" => {
-            kinds::create_namespace(obj);
-            Vec::new()
-        }
-        "Node" => {
-            kinds::create_node(obj);
-            kinds::validate_node(obj)
-        }
-        "EndpointSlice" => {
-            kinds::slice_defaults(obj);
-            kinds::validate_slice(obj)
-        }
-        "Event" => {
-            kinds::event_defaults(obj);
-            kinds::validate_event(obj)
-        }
-        "ReplicationController" => {
-            kinds::replication_controller_defaults(obj);
-            obj["status"] = json!({"replicas": 0});
-            kinds::validate_replication_controller(obj)
-        }
-        "Secret" => {
-            secret_defaults(obj);
-            Vec::new()
-        }
-        _ => {
+    if r.is("", "Service") {
+        return service::create(r, ctx.alloc, obj);
+    }
+    (r.rules.defaults)(obj);
+    match r.rules.create {
+        Some(create) => create(obj),
+        None => {
             if let (true, Some(map)) = (r.has_status, obj.as_object_mut()) {
                 map.remove("status");
             }
-            Vec::new()
         }
-    };
+    }
+    let causes = (r.rules.validate)(obj);
     let mut all = meta::validate(r, obj);
     all.extend(causes);
     finish(r, obj, &all)
@@ -161,53 +141,15 @@ pub fn prepare_update(
     if r.has_status {
         copy(old, new, "status");
     }
-    let causes = match r.kind {
-        "Service" => {
-            service::update(r, ctx.alloc, old, new)?;
-            meta::bump_generation(r, old, new);
-            return Ok(());
-        }
-        "Pod" => {
-            pod::template_defaults(new);
-            keep_pod_defaults(old, new);
-            pod::validate_update(old, new)
-        }
-        "Namespace" => {
-            // Finalizers of the specification change through `finalize` only.
-            copy(old, new, "spec");
-            kinds::label_namespace(new);
-            Vec::new()
-        }
-        "Node" => {
-            kinds::sync_pod_cidrs(new);
-            if new["spec"].is_null() {
-                new["spec"] = json!({});
-            }
-            let mut causes = kinds::validate_node(new);
-            causes.extend(kinds::validate_node_update(old, new));
-            causes
-        }
-        "EndpointSlice" => {
-            kinds::slice_defaults(new);
-            let mut causes = kinds::validate_slice(new);
-            causes.extend(kinds::validate_slice_update(old, new));
-            causes
-        }
-        "Event" => {
-            kinds::event_defaults(new);
-            kinds::validate_event(new)
-        }
-        "ReplicationController" => {
-            kinds::replication_controller_defaults(new);
-            kinds::validate_replication_controller(new)
-        }
-        "Secret" => {
-            secret_defaults(new);
-            immutable_data(old, new)
-        }
-        "ConfigMap" => immutable_data(old, new),
-        _ => Vec::new(),
-    };
+    if r.is("", "Service") {
+        service::update(r, ctx.alloc, old, new)?;
+        meta::bump_generation(r, old, new);
+        return Ok(());
+    }
+    (r.rules.keep)(old, new);
+    (r.rules.defaults)(new);
+    let mut causes = (r.rules.validate)(new);
+    causes.extend((r.rules.validate_update)(old, new));
     meta::bump_generation(r, old, new);
     let mut all = meta::validate_update(old, new);
     all.extend(meta::validate(r, new));
@@ -267,88 +209,14 @@ fn decode(r: &ResourceInfo, ctx: &mut Ctx<'_>, obj: &mut Value) -> Result<(), Ap
 /// An update of `/status`: everything but status and metadata stays.
 fn update_status(r: &ResourceInfo, old: &Value, new: &mut Value) -> Result<(), ApiError> {
     keep_all_but(old, new, &["metadata", "status"]);
-    let mut causes = Vec::new();
-    match r.kind {
-        "Service" => service::update_status(r, new)?,
-        "Node" => kinds::node_status_defaults(new),
-        "Pod" => {
-            // The owner and the end of a pod are not for its node to decide.
-            if let Some(owners) = old["metadata"].get("ownerReferences") {
-                new["metadata"]["ownerReferences"] = owners.clone();
-            }
-            pod::sync_ips(new);
-            pod_condition_defaults(new);
-            causes = pod::validate_status(new);
-            if new["status"].get("qosClass").is_none() && old["status"].get("qosClass").is_some() {
-                new["status"]["qosClass"] = old["status"]["qosClass"].clone();
-            }
-        }
-        _ => {}
+    if r.is("", "Service") {
+        service::update_status(r, new)?;
     }
+    let mut causes = (r.rules.status)(old, new);
     let mut all = meta::validate_update(old, new);
     all.extend(meta::validate(r, new));
     all.append(&mut causes);
     finish(r, new, &all)
-}
-
-/// Times of a condition are null rather than missing.
-fn pod_condition_defaults(pod: &mut Value) {
-    let conditions = pod
-        .get_mut("status")
-        .and_then(|s| s.get_mut("conditions"))
-        .and_then(Value::as_array_mut);
-    for condition in conditions.into_iter().flatten().filter_map(Value::as_object_mut) {
-        for field in ["lastProbeTime", "lastTransitionTime"] {
-            condition.entry(field).or_insert(Value::Null);
-        }
-    }
-}
-
-/// Values that the server chose for a pod stay when an update leaves them out.
-fn keep_pod_defaults(old: &Value, new: &mut Value) {
-    for field in [
-        "enableServiceLinks",
-        "serviceAccountName",
-        "serviceAccount",
-        "priority",
-        "preemptionPolicy",
-        "tolerations",
-        "nodeName",
-    ] {
-        if new["spec"].get(field).is_none()
-            && let Some(value) = old["spec"].get(field)
-        {
-            new["spec"][field] = value.clone();
-        }
-    }
-}
-
-/// Text values are stored encoded, next to the others.
-fn secret_defaults(secret: &mut Value) {
-    use base64::Engine as _;
-    let Some(map) = secret.as_object_mut() else { return };
-    map.entry("type").or_insert_with(|| "Opaque".into());
-    let Some(Value::Object(texts)) = map.remove("stringData") else {
-        return;
-    };
-    if let Some(data) = map.entry("data").or_insert_with(|| json!({})).as_object_mut() {
-        for (key, text) in texts {
-            let encoded = base64::engine::general_purpose::STANDARD.encode(text.as_str().unwrap_or_default());
-            data.insert(key, encoded.into());
-        }
-    }
-}
-
-/// ConfigMaps and Secrets can be frozen.
-fn immutable_data(old: &Value, new: &Value) -> Vec<Cause> {
-    if old["immutable"] != true {
-        return Vec::new();
-    }
-    ["immutable", "data", "binaryData"]
-        .iter()
-        .filter(|field| old[**field] != new[**field])
-        .map(|field| Cause::forbidden(*field, "field is immutable when `immutable` is set"))
-        .collect()
 }
 
 /// Takes every field from `old` except those named.
@@ -387,10 +255,12 @@ fn finish(r: &ResourceInfo, obj: &Value, causes: &[Cause]) -> Result<(), ApiErro
 
 /// Gives back what the deleted object held.
 pub fn after_delete(r: &ResourceInfo, ctx: &mut Ctx<'_>, old: &Value) {
-    if r.group.is_empty() && r.kind == "Service" {
+    if r.is("", "Service") {
         ctx.alloc.release(old);
     }
 }
 
+#[cfg(test)]
+mod kind_tests;
 #[cfg(test)]
 mod tests;

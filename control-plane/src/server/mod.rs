@@ -13,6 +13,7 @@ mod read;
 mod request;
 mod response;
 mod route;
+mod scale;
 mod watch;
 mod write;
 
@@ -239,6 +240,15 @@ impl Api {
         match (verb, &target.name, target.subresource.as_deref()) {
             ("watch", _, _) => self.watch(parts, target).await,
             ("list", _, _) => self.list(parts, target).await,
+            ("get", Some(name), Some("scale")) => self.get_scale(parts, target, name).await,
+            ("update", Some(name), Some("scale")) => {
+                let scale = request::read_body(body).await?;
+                self.update_scale(parts, target, name, &scale).await
+            }
+            ("patch", Some(name), Some("scale")) => {
+                let patch = request::read_body(body).await?;
+                self.patch_scale(parts, target, name, &patch).await
+            }
             ("get", Some(name), _) => self.get(parts, target, name).await,
             ("create", None, _) => {
                 let object = self.read_object(parts, r, body).await?;

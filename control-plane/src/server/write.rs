@@ -29,7 +29,7 @@ pub(super) struct How {
 }
 
 impl How {
-    fn of(parts: &Parts<'_>) -> Result<Self, ApiError> {
+    pub(super) fn of(parts: &Parts<'_>) -> Result<Self, ApiError> {
         Ok(Self {
             dry_run: parts.params.dry_run()?,
             validation: parts.params.field_validation()?,
