@@ -1,6 +1,7 @@
 //! The node daemon: sources in, the kernel's maps out, servers for those who ask.
 
 mod accounts;
+mod conntrack;
 pub mod health;
 pub mod http;
 pub mod metrics;
@@ -98,6 +99,7 @@ pub async fn run(config: AgentConfig) -> anyhow::Result<()> {
         // as kube-proxy: a pod may lack the right
         debug!(score, %error, "oom_score_adj cannot be set");
     }
+    let tracking = set_connection_tracking(&config);
     let programmer = Programmer::new(kernel.maps()?).context("read back what the maps hold")?;
     let stats = kernel.stats()?;
     let from_api = !matches!(config.source, SourceConfig::Dir(_));
@@ -163,7 +165,8 @@ pub async fn run(config: AgentConfig) -> anyhow::Result<()> {
     }
 
     let source = start_source(&config, updates).await?;
-    let base = base_status(&config, &kernel);
+    let mut base = base_status(&config, &kernel);
+    base.warnings.extend(tracking.warnings);
     let counters = kernel.counter_reader();
     let answer = move |state: &State<kernel::RealMaps>, request: Request| match request {
         Request::Services(sender) => {
@@ -193,6 +196,20 @@ pub async fn run(config: AgentConfig) -> anyhow::Result<()> {
     let _gone = fs::remove_file(&socket);
     info!("agent stops; what it programmed stays in force");
     result
+}
+
+fn set_connection_tracking(config: &AgentConfig) -> conntrack::Report {
+    let report = conntrack::apply(Path::new("/"), &config.proxy.conntrack, conntrack::processors());
+    for conntrack::Change { name, before, now } in &report.changes {
+        info!(before, now, "connection tracking: {name} set");
+    }
+    for warning in &report.warnings {
+        warn!("{warning}");
+    }
+    if report.absent {
+        debug!("the kernel tracks no connections: there is nothing to set");
+    }
+    report
 }
 
 /// One agent per state directory.
