@@ -5,13 +5,13 @@ mod conntrack;
 pub mod health;
 pub mod http;
 pub mod metrics;
+pub mod node;
 mod process;
 pub mod state;
 pub mod view;
 
 use std::fs::{self, File};
 use std::io::{Read, Seek, Write};
-use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,9 +22,9 @@ use dataplane_model::program::{Maps, Programmer};
 use jiff::Timestamp;
 use nix::fcntl::{Flock, FlockArg};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 use tokio::time::Instant;
-use tracing::{debug, error, info, warn};
+use tracing::{debug, info, warn};
 
 use crate::config::{AgentConfig, SourceConfig, Unusable};
 use crate::kernel::{self, Kernel};
@@ -40,8 +40,6 @@ pub const SOCKET: &str = "agent.sock";
 /// Name of the lock in the state directory.
 const LOCK: &str = "agent.lock";
 
-/// How long the addresses of the Node object are waited for, kube-proxy's.
-const NODE_ADDRESS_WAIT: Duration = Duration::from_secs(30);
 /// Pause before maps that could not be repaired are looked at again.
 const REPAIR: Duration = Duration::from_secs(60);
 /// Updates that a source may be ahead of the loop.
@@ -121,9 +119,11 @@ pub async fn run(config: AgentConfig) -> anyhow::Result<()> {
     let listener = http::bind_socket(&socket).with_context(|| format!("listen on {}", socket.display()))?;
     let admin = http::admin_router(context.clone());
     tokio::spawn(async move { axum::serve(listener, admin).await });
-    tokio::spawn(keep_node_addresses(
-        address_settings(&config),
+    tokio::spawn(node::keep(
+        config.proxy.clone(),
+        node::address_settings(&config),
         state.node_addresses(),
+        state.ranges(),
         kernel.node_tables().context("open the node's tables")?,
     ));
 
@@ -345,44 +345,6 @@ fn base_status(config: &AgentConfig, kernel: &Kernel) -> view::Status {
 /// A period, up to a tenth more or less, so that the nodes of a cluster do not work at the same time.
 fn jittered(period: Duration) -> Duration {
     period.mul_f64(rand::random_range(0.9..1.1))
-}
-
-fn address_settings(config: &AgentConfig) -> nodeaddr::Settings {
-    let bind_address: Option<IpAddr> = config.proxy.bind_address.parse().ok();
-    nodeaddr::Settings {
-        bind_address: bind_address.filter(|ip| !ip.is_unspecified()),
-        node_port_addresses: nodeaddr::NodePortAddresses::parse(&config.proxy.node_port_addresses),
-        wait: match config.source {
-            // files may never tell of a Node
-            SourceConfig::Dir(_) => Duration::from_secs(1),
-            _ => NODE_ADDRESS_WAIT,
-        },
-    }
-}
-
-/// Keeps the kernel's table of this node's addresses in step with the host and with the Node object. Until the Node is
-/// known, or the wait for it is over, the table stays as an earlier agent left it.
-async fn keep_node_addresses(
-    settings: nodeaddr::Settings,
-    node: watch::Receiver<Option<Vec<IpAddr>>>,
-    mut tables: kernel::NodeTables,
-) {
-    let mut addresses = match nodeaddr::watch(settings, node).await {
-        Ok(addresses) => addresses,
-        Err(error) => {
-            error!(%error, "the addresses of this host cannot be read: NodePorts are served where they were before");
-            return;
-        }
-    };
-    loop {
-        let flags = addresses.borrow_and_update().flags();
-        if let Err(error) = tables.set_addrs(&flags) {
-            error!(%error, "the addresses of this node cannot be written");
-        }
-        if addresses.changed().await.is_err() {
-            return;
-        }
-    }
 }
 
 /// What the loop listens to.
