@@ -705,7 +705,11 @@ pub(super) mod tests {
             earlier.take(Update::Listed(kind));
         }
         earlier.sync();
-        assert_eq!(earlier.programmer.maps().frontends.len(), 1);
+        assert_eq!(
+            earlier.programmer.maps().frontends.len(),
+            2,
+            "the frontend and its address"
+        );
 
         let mut state = state(earlier.programmer.maps().clone());
         state.take(Update::Listed(Kind::Node));
@@ -713,7 +717,7 @@ pub(super) mod tests {
         state.sync();
         state.retry();
         assert!(!state.synced());
-        assert_eq!(state.programmer.maps().frontends.len(), 1);
+        assert_eq!(state.programmer.maps().frontends.len(), 2);
         // now it is known that there is no such Service any more
         state.take(Update::Listed(Kind::EndpointSlice));
         state.sync();
