@@ -17,6 +17,7 @@ fn create(kind: &str, object: Value) -> Result<Value, ApiError> {
         alloc: &mut alloc,
         field_validation: FieldValidation::Strict,
         warnings: &mut warnings,
+        ownership: &Ownership::Keep,
     };
     let mut object = object;
     if object["metadata"]["name"].is_null() {
@@ -37,6 +38,7 @@ fn update(kind: &str, old: &Value, mut new: Value) -> Result<Value, ApiError> {
         alloc: &mut alloc,
         field_validation: FieldValidation::Strict,
         warnings: &mut warnings,
+        ownership: &Ownership::Keep,
     };
     prepare_update(r, &mut ctx, old, &mut new, None)?;
     Ok(new)

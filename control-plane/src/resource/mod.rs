@@ -26,6 +26,7 @@ pub use pod::bind;
 pub use registry::{RESOURCES, ResourceInfo, SubresourceInfo, find};
 
 use crate::error::{ApiError, Cause};
+use crate::fields::{self, Manager};
 
 /// What is wrong with the key of a label; nothing if it is right.
 pub(crate) fn label_key_errors(key: &str) -> Vec<String> {
@@ -80,6 +81,20 @@ pub struct Ctx<'a> {
     pub field_validation: FieldValidation,
     /// Texts for `Warning` headers are added here.
     pub warnings: &'a mut Vec<String>,
+    /// Who will own what the object's fields are.
+    pub ownership: &'a Ownership,
+}
+
+/// What a write does to `metadata.managedFields`.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Ownership {
+    /// Nothing: the server's own writes.
+    #[default]
+    Keep,
+    /// The object already says who owns what: the result of an apply.
+    Given,
+    /// The manager gets what it sets or changes.
+    Of(Manager),
 }
 
 /// Checks and completes an object that is to be created.
@@ -91,7 +106,17 @@ pub struct Ctx<'a> {
 /// The answer to give to the client.
 pub fn prepare_create(r: &ResourceInfo, ctx: &mut Ctx<'_>, obj: &mut Value) -> Result<(), ApiError> {
     decode(r, ctx, obj)?;
+    let managed = match ctx.ownership {
+        Ownership::Keep => None,
+        Ownership::Given => obj["metadata"].get("managedFields").cloned(),
+        Ownership::Of(manager) => {
+            let mut completed = obj.clone();
+            complete(r, &mut completed)?;
+            Some(fields::created(r, &completed, manager))
+        }
+    };
     meta::prepare_create(r, ctx, obj)?;
+    set_managed(obj, managed);
     if r.is("", "Service") {
         return service::create(r, ctx.alloc, obj);
     }
@@ -123,9 +148,27 @@ pub fn prepare_update(
     subresource: Option<&str>,
 ) -> Result<(), ApiError> {
     decode(r, ctx, new)?;
+    let given = new["metadata"].get("managedFields").cloned();
+    let managed = match ctx.ownership {
+        Ownership::Given => given,
+        Ownership::Of(manager) if subresource.is_none() => {
+            let mut completed = new.clone();
+            complete(r, &mut completed)?;
+            fields::updated(r, old, &completed, &given.unwrap_or_default(), manager)
+        }
+        _ => old["metadata"].get("managedFields").cloned(),
+    };
     meta::prepare_update(r, old, new)?;
+    set_managed(new, managed);
     match subresource {
-        Some("status") => return update_status(r, old, new),
+        Some("status") => {
+            update_status(r, old, new)?;
+            if let Ownership::Of(manager) = ctx.ownership {
+                let managed = fields::updated(r, old, new, &Value::Null, manager);
+                set_managed(new, managed);
+            }
+            return Ok(());
+        }
         Some("finalize") => {
             let finalizers = new["spec"]["finalizers"].take();
             let mut spec = Map::new();
@@ -155,6 +198,38 @@ pub fn prepare_update(
     all.extend(meta::validate(r, new));
     all.extend(causes);
     finish(r, new, &all)
+}
+
+/// Sets the defaults of the kind's version, as decoding does, before the server decides anything.
+fn complete(r: &ResourceInfo, object: &mut Value) -> Result<(), ApiError> {
+    if r.is("", "Service") {
+        return service::complete(object);
+    }
+    (r.rules.defaults)(object);
+    Ok(())
+}
+
+fn set_managed(object: &mut Value, managed: Option<Value>) {
+    let Some(metadata) = meta::metadata_mut(object) else {
+        return;
+    };
+    match managed.filter(|list| list.as_array().is_some_and(|list| !list.is_empty())) {
+        Some(managed) => metadata.insert("managedFields".into(), managed),
+        None => metadata.remove("managedFields"),
+    };
+}
+
+/// Fields of a node's status that are always there.
+pub(crate) fn complete_node_status(node: &mut Value) {
+    kinds::node_status_defaults(node);
+}
+
+/// The paths of fields in `object` that the kind does not have.
+///
+/// # Errors
+/// The text of the first value of a wrong type.
+pub(crate) fn unknown_fields(r: &ResourceInfo, object: &Value) -> Result<Vec<String>, String> {
+    shape::shape(r.schema, &mut object.clone())
 }
 
 /// Turns what a client sent into an object of the kind, as decoding does.

@@ -30,7 +30,6 @@ pub(super) fn create(pod: &mut Value) {
     let Some(spec) = pod.get_mut("spec").and_then(Value::as_object_mut) else {
         return;
     };
-    default(spec, "enableServiceLinks", true);
     let account = spec
         .get("serviceAccountName")
         .or_else(|| spec.get("serviceAccount"))
@@ -43,6 +42,14 @@ pub(super) fn create(pod: &mut Value) {
     add_tolerations(spec);
     let qos = qos_class(spec);
     pod["status"] = json!({"phase": "Pending", "qosClass": qos});
+}
+
+/// Defaults of a Pod.
+pub(super) fn defaults(pod: &mut Value) {
+    template_defaults(pod);
+    if let Some(spec) = pod.get_mut("spec").and_then(Value::as_object_mut) {
+        default(spec, "enableServiceLinks", true);
+    }
 }
 
 /// Values that the server chose for a pod stay when an update leaves them out.

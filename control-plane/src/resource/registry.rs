@@ -167,6 +167,7 @@ pub(super) const NAMESPACES: ResourceInfo = ResourceInfo {
     schema: "io.k8s.api.core.v1.Namespace",
     rules: Rules {
         name: names::dns1123_label,
+        defaults: kinds::label_namespace,
         create: Some(kinds::create_namespace),
         keep: kinds::keep_namespace,
         ..Rules::NONE
@@ -265,7 +266,7 @@ pub static RESOURCES: &[ResourceInfo] = &[
         storage_version_hash: "xPOwRZ+Yhw8=",
         schema: "io.k8s.api.core.v1.Pod",
         rules: Rules {
-            defaults: pod::template_defaults,
+            defaults: pod::defaults,
             create: Some(pod::create),
             keep: pod::keep,
             validate: pod::validate,

@@ -70,6 +70,13 @@ pub(crate) fn named(name: &str) -> Option<&'static Value> {
     DEFINITIONS.get(name)
 }
 
+/// The schema of that name, and its name for as long as the program runs.
+pub(crate) fn entry(name: &str) -> Option<(&'static str, &'static Value)> {
+    DEFINITIONS
+        .get_key_value(name)
+        .map(|(name, schema)| (name.as_str(), schema))
+}
+
 /// The name of the schema that this one refers to, if it does.
 pub(crate) fn reference(schema: &Value) -> Option<&str> {
     schema

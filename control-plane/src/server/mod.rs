@@ -29,7 +29,7 @@ use tokio_util::sync::CancellationToken;
 pub use bootstrap::Bootstrap;
 pub use connection::serve;
 
-use crate::error::ApiError;
+use crate::error::{ApiError, Cause};
 use crate::pki::Identity;
 use crate::resource::{Allocator, ResourceInfo};
 use crate::store::{Range, Store, StoreError};
@@ -268,6 +268,15 @@ impl Api {
             }
             ("patch", Some(name), subresource) => {
                 let patch = request::read_body(body).await?;
+                if request::content_type(parts.headers) == crate::patch::APPLY_PATCH {
+                    return self.apply(parts, target, name, subresource, &patch).await;
+                }
+                if parts.params.has("force") {
+                    return Err(ApiError::invalid_options(
+                        "PatchOptions",
+                        &Cause::forbidden("force", "may not be specified for non-apply patch"),
+                    ));
+                }
                 self.patch(parts, target, name, subresource, &patch).await
             }
             ("delete", Some(name), _) => {

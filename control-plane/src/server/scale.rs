@@ -137,10 +137,10 @@ impl Api {
         scale: impl Fn(&Value) -> Result<Value, ApiError>,
     ) -> Result<Response<Body>, ApiError> {
         let r = target.resource;
-        let how = How::of(parts)?;
+        let how = How::of(parts, Some("scale"))?;
         let mut warnings = Vec::new();
         let changed = self
-            .change(target, name, None, how, &mut warnings, |old| {
+            .change(target, name, None, &how, &mut warnings, |old| {
                 apply(r, old, &scale(old)?)
             })
             .await?;
