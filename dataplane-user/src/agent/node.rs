@@ -20,13 +20,13 @@ const NODE_ADDRESS_WAIT: Duration = Duration::from_secs(30);
 /// told otherwise, and node ports are below that.
 pub const NAT_PORTS: (u16, u16) = (61_000, 65_535);
 
-/// The cluster's ranges, as far as they are known.
+/// The cluster's ranges; `None` while they are not known.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Ranges {
     /// Of ServiceCIDR objects.
-    pub services: Vec<IpNet>,
+    pub services: Option<Vec<IpNet>>,
     /// Of the Node object (`spec.podCIDRs`).
-    pub pods: Vec<IpNet>,
+    pub pods: Option<Vec<IpNet>>,
 }
 
 /// Where the addresses that serve NodePorts come from.
@@ -43,9 +43,9 @@ pub(super) fn address_settings(config: &AgentConfig) -> nodeaddr::Settings {
     }
 }
 
-/// The row of `CONFIG`.
+/// The row of `CONFIG`. What is not known yet stays as it is in `held`: an earlier agent knew it.
 #[must_use]
-pub fn configuration(proxy: &KubeProxyConfiguration, ranges: &Ranges) -> NodeConfig {
+pub fn configuration(proxy: &KubeProxyConfiguration, ranges: &Ranges, held: &NodeConfig) -> NodeConfig {
     let mut config = NodeConfig {
         mark: proxy.masquerade_mark(),
         nat_first: NAT_PORTS.0,
@@ -58,9 +58,14 @@ pub fn configuration(proxy: &KubeProxyConfiguration, ranges: &Ranges) -> NodeCon
     if proxy.localhost_node_ports() {
         config.flags |= config_flag::LOCALHOST_NODE_PORTS;
     }
-    fill(&mut config.service_ranges, &ranges.services, "service");
-    let pods = pod_ranges(proxy, ranges);
-    fill(&mut config.pod_ranges, &pods, "pod");
+    match &ranges.services {
+        Some(services) => fill(&mut config.service_ranges, services, "service"),
+        None => config.service_ranges = held.service_ranges,
+    }
+    match pod_ranges(proxy, ranges) {
+        Some(pods) => fill(&mut config.pod_ranges, &pods, "pod"),
+        None => config.pod_ranges = held.pod_ranges,
+    }
     config
 }
 
@@ -76,10 +81,11 @@ fn fill(rows: &mut [dataplane_common::abi::Range], ranges: &[IpNet], what: &str)
     }
 }
 
-/// Which sources are pods: the first range of each family, as kube-proxy (spec kube-proxy 2.1, detect-local).
-fn pod_ranges(proxy: &KubeProxyConfiguration, ranges: &Ranges) -> Vec<IpNet> {
+/// Which sources are pods: the first range of each family, as kube-proxy (spec kube-proxy 2.1, detect-local). `None` if
+/// it is not known yet.
+fn pod_ranges(proxy: &KubeProxyConfiguration, ranges: &Ranges) -> Option<Vec<IpNet>> {
     let all: Vec<IpNet> = match proxy.detect_local_mode.as_str() {
-        "NodeCIDR" => ranges.pods.clone(),
+        "NodeCIDR" => ranges.pods.clone()?,
         // a pod's device says it
         "BridgeInterface" | "InterfaceNamePrefix" => Vec::new(),
         _ => proxy
@@ -89,7 +95,7 @@ fn pod_ranges(proxy: &KubeProxyConfiguration, ranges: &Ranges) -> Vec<IpNet> {
             .collect(),
     };
     let first = |v4: bool| all.iter().find(|net| net.addr().is_ipv4() == v4).copied();
-    [first(true), first(false)].into_iter().flatten().collect()
+    Some([first(true), first(false)].into_iter().flatten().collect())
 }
 
 /// Keeps the tables in step. Until the Node is known, or the wait for it is over, the addresses stay as an earlier agent
@@ -98,22 +104,13 @@ pub(super) async fn keep(
     proxy: KubeProxyConfiguration,
     settings: nodeaddr::Settings,
     node: watch::Receiver<Option<Vec<IpAddr>>>,
-    mut ranges: watch::Receiver<Option<Ranges>>,
+    mut ranges: watch::Receiver<Ranges>,
     mut tables: NodeTables,
 ) {
-    let configure = |tables: &NodeTables, ranges: Option<&Ranges>| {
-        let mut config = configuration(&proxy, ranges.unwrap_or(&Ranges::default()));
-        if ranges.is_none() {
-            // an earlier agent knew them
-            let held = tables.config();
-            config.service_ranges = held.service_ranges;
-            if config.pod_ranges == NodeConfig::default().pod_ranges {
-                config.pod_ranges = held.pod_ranges;
-            }
-        }
-        tables.set_config(&config);
+    let configure = |tables: &NodeTables, ranges: &Ranges| {
+        tables.set_config(&configuration(&proxy, ranges, &tables.config()));
     };
-    configure(&tables, ranges.borrow_and_update().as_ref());
+    configure(&tables, &ranges.borrow_and_update());
     let mut addresses = match nodeaddr::watch(settings, node).await {
         Ok(addresses) => Some(addresses),
         Err(error) => {
@@ -128,7 +125,7 @@ pub(super) async fn keep(
                 error!(%error, "the addresses of this node cannot be written");
             }
         }
-        configure(&tables, ranges.borrow_and_update().as_ref());
+        configure(&tables, &ranges.borrow_and_update());
         let changed = async {
             match &mut addresses {
                 Some(addresses) => addresses.changed().await,
@@ -156,21 +153,24 @@ mod tests {
     #[test]
     fn the_settings_become_the_configuration() {
         let mut proxy = KubeProxyConfiguration::defaults();
-        let config = configuration(&proxy, &Ranges::default());
+        let mut held = NodeConfig::default();
+        held.service_ranges[0] = kernel::range("10.1.0.0".parse().unwrap(), 16);
+        held.pod_ranges[0] = kernel::range("10.2.0.0".parse().unwrap(), 16);
+        let config = configuration(&proxy, &Ranges::default(), &held);
         assert_eq!(config.mark, 0x4000);
         assert_eq!(config.flags, config_flag::LOCALHOST_NODE_PORTS);
         assert_eq!((config.nat_first, config.nat_last), (61_000, 65_535));
-        assert_eq!(config.service_ranges, NodeConfig::default().service_ranges);
+        assert_eq!(config.service_ranges, held.service_ranges);
 
         proxy.mode = "nftables".into();
         proxy.nftables.masquerade_all = true;
         proxy.nftables.masquerade_bit = Some(3);
         proxy.iptables.localhost_node_ports = Some(false);
         let ranges = Ranges {
-            services: nets(&["10.96.0.0/16", "fd00:96::/108"]),
-            pods: nets(&["10.244.1.0/24"]),
+            services: Some(nets(&["10.96.0.0/16", "fd00:96::/108"])),
+            pods: Some(nets(&["10.244.1.0/24"])),
         };
-        let config = configuration(&proxy, &ranges);
+        let config = configuration(&proxy, &ranges, &held);
         assert_eq!((config.mark, config.flags), (8, config_flag::MASQUERADE_ALL));
         assert_eq!(config.service_ranges[0].addr.to_string(), "10.96.0.0");
         assert_eq!(config.service_ranges[1].addr.to_string(), "fd00:96::");
@@ -183,19 +183,20 @@ mod tests {
         let mut proxy = KubeProxyConfiguration::defaults();
         proxy.cluster_cidr = "10.244.0.0/16,fd00:244::/56".into();
         let ranges = Ranges {
-            services: Vec::new(),
-            pods: nets(&["10.244.1.0/24", "10.245.1.0/24", "fd00:244:1::/64"]),
+            services: None,
+            pods: Some(nets(&["10.244.1.0/24", "10.245.1.0/24", "fd00:244:1::/64"])),
         };
         assert_eq!(
             pod_ranges(&proxy, &ranges),
-            nets(&["10.244.0.0/16", "fd00:244::/56"])
+            Some(nets(&["10.244.0.0/16", "fd00:244::/56"]))
         );
         proxy.detect_local_mode = "NodeCIDR".into();
         assert_eq!(
             pod_ranges(&proxy, &ranges),
-            nets(&["10.244.1.0/24", "fd00:244:1::/64"])
+            Some(nets(&["10.244.1.0/24", "fd00:244:1::/64"]))
         );
+        assert_eq!(pod_ranges(&proxy, &Ranges::default()), None);
         proxy.detect_local_mode = "BridgeInterface".into();
-        assert_eq!(pod_ranges(&proxy, &ranges), nets(&[]));
+        assert_eq!(pod_ranges(&proxy, &ranges), Some(Vec::new()));
     }
 }

@@ -77,7 +77,7 @@ pub struct State<M> {
     shown: VecDeque<Problem>,
     known: HashSet<Problem>,
     node_addresses: watch::Sender<Option<Vec<IpAddr>>>,
-    ranges: watch::Sender<Option<Ranges>>,
+    ranges: watch::Sender<Ranges>,
     triggers: Triggers,
     pending_services: Pending,
     pending_slices: Pending,
@@ -108,7 +108,7 @@ impl<M: Maps> State<M> {
             shown: VecDeque::new(),
             known: HashSet::new(),
             node_addresses: watch::Sender::new(None),
-            ranges: watch::Sender::new(None),
+            ranges: watch::Sender::new(Ranges::default()),
             triggers: Triggers::new(Timestamp::now()),
             pending_services: Pending::default(),
             pending_slices: Pending::default(),
@@ -186,9 +186,8 @@ impl<M: Maps> State<M> {
                 *known = addresses;
                 changed
             });
-            let pods = pod_cidrs(node);
+            let pods = Some(pod_cidrs(node));
             self.ranges.send_if_modified(|known| {
-                let known = known.get_or_insert_default();
                 let changed = known.pods != pods;
                 known.pods = pods;
                 changed
@@ -202,9 +201,9 @@ impl<M: Maps> State<M> {
         self.node_addresses.subscribe()
     }
 
-    /// The cluster's ranges; `None` while nothing is known of them.
+    /// The cluster's ranges.
     #[must_use]
-    pub fn ranges(&self) -> watch::Receiver<Option<Ranges>> {
+    pub fn ranges(&self) -> watch::Receiver<Ranges> {
         self.ranges.subscribe()
     }
 
@@ -292,8 +291,22 @@ impl<M: Maps> State<M> {
             .filter(|wait| !wait.is_zero())
     }
 
+    /// Publishes the ranges of service addresses, once they are known.
+    fn service_ranges(&self) {
+        if !self.listed.contains(&Kind::ServiceCidr) {
+            return;
+        }
+        let services = Some(self.model.service_ranges());
+        self.ranges.send_if_modified(|known| {
+            let changed = known.services != services;
+            known.services = services;
+            changed
+        });
+    }
+
     /// Programs what changed. The first time, what nobody claims any more is removed, too.
     pub fn sync(&mut self) {
+        self.service_ranges();
         if !self.ready() {
             return;
         }

@@ -96,6 +96,7 @@ fn answer(stream: &TcpStream, objects: &Objects) -> Result<()> {
         let (kind, version, items): (&str, &str, &[String]) = match path.rsplit('/').next() {
             Some("services") => ("ServiceList", "v1", &objects.services),
             Some("endpointslices") => ("EndpointSliceList", "discovery.k8s.io/v1", &objects.slices),
+            Some("servicecidrs") => ("ServiceCIDRList", "networking.k8s.io/v1", &[]),
             _ => ("NodeList", "v1", &[]),
         };
         let number = |name: &str| field(name).and_then(|text| text.parse::<usize>().ok());
