@@ -8,3 +8,4 @@
 
 pub mod abi;
 pub mod maglev;
+pub mod packet;
