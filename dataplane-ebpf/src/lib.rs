@@ -8,4 +8,5 @@
 pub mod choose;
 pub mod context;
 pub mod maps;
+pub mod nic;
 pub mod sock;

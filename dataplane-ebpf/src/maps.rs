@@ -6,8 +6,8 @@ use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingB
 use aya_ebpf::macros::btf_map;
 use dataplane_common::abi::{
     Addr, Affinity, AffinityKey, Backend, BackendHealth, BackendStats, COUNTERS as COUNTER_NAMES, Counter,
-    Event, FrontendKey, FrontendValue, NodeConfig, Service, ServiceStats, Slot, SockFlow, SockOrigin,
-    SockOriginKey, SockState,
+    Device, Event, Flow, FlowKey, FragmentKey, FragmentPorts, FrontendKey, FrontendValue, NodeConfig,
+    Service, ServiceStats, Slot, SockFlow, SockOrigin, SockOriginKey, SockState,
 };
 
 const MMAPABLE: usize = BPF_F_MMAPABLE as usize;
@@ -76,6 +76,22 @@ pub static SOCK_STATE: SkStorage<SockState> = SkStorage::new();
 /// Where datagrams of unconnected sockets go.
 #[btf_map]
 pub static SOCK_FLOW: SkStorage<SockFlow> = SkStorage::new();
+
+/// The devices that the packet programs serve.
+#[btf_map]
+pub static DEVICES: HashMap<u32, Device, 4096, NO_PREALLOC> = HashMap::new();
+
+/// Flows of services, both directions.
+#[btf_map]
+pub static CONNTRACK: LruHashMap<FlowKey, Flow, 131_072> = LruHashMap::new();
+
+/// Masqueraded flows, both directions.
+#[btf_map]
+pub static NAT: LruHashMap<FlowKey, Flow, 65_536> = LruHashMap::new();
+
+/// Ports of fragmented datagrams.
+#[btf_map]
+pub static FRAGMENTS: LruHashMap<FragmentKey, FragmentPorts, 8192> = LruHashMap::new();
 
 /// See [`Counter`].
 #[btf_map]

@@ -1,11 +1,13 @@
 //! The node agent and the command line.
 //!
-//! `source` reads objects, `agent` drives them through the model, `kernel` holds programs and maps, `ipam` gives pods
+//! `source` reads objects, `agent` drives them through the model, `kernel` holds programs and maps, `devices`
+//! says where the packet programs go, `ipam` gives pods
 //! addresses, `cli` is what an operator types.
 
 pub mod agent;
 pub mod cli;
 pub mod config;
+pub mod devices;
 pub mod ipam;
 pub mod kernel;
 pub mod nodeaddr;

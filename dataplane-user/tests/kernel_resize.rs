@@ -19,6 +19,8 @@ const SMALL: Sizes = Sizes {
     slots: 256,
     frontends: 64,
     sock_origins: 64,
+    conntrack: 1024,
+    nat: 1024,
 };
 const LARGE: Sizes = Sizes {
     services: 1000,
@@ -26,6 +28,8 @@ const LARGE: Sizes = Sizes {
     slots: 3000,
     frontends: 4000,
     sock_origins: 5000,
+    conntrack: 6000,
+    nat: 7000,
 };
 
 fn asked(sizes: Sizes) -> [u32; 4] {

@@ -57,7 +57,6 @@ impl Server {
             alloc: &mut self.alloc,
             field_validation: self.validation,
             warnings: &mut self.warnings,
-            ownership: &Ownership::Keep,
         };
         let result = f(&mut ctx);
         if result.is_ok() {

@@ -75,13 +75,14 @@ pub(super) fn attach(
     Ok(out)
 }
 
-fn load_program(ebpf: &mut Ebpf, name: &str) -> Result<(), KernelError> {
+pub(super) fn load_program(ebpf: &mut Ebpf, name: &str) -> Result<(), KernelError> {
     let program = ebpf
         .program_mut(name)
         .ok_or_else(|| KernelError::Missing(format!("program {name}")))?;
     let loaded = match program {
         Program::CgroupSockAddr(program) => program.load(),
         Program::CgroupSock(program) => program.load(),
+        Program::SchedClassifier(program) => program.load(),
         _ => return Err(KernelError::Missing(format!("program {name} of the right kind"))),
     };
     loaded.map_err(|error| refused(name, error))

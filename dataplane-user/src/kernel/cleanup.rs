@@ -4,16 +4,16 @@ use std::fs;
 use std::io::ErrorKind;
 use std::path::Path;
 
-use super::{KernelError, resize};
+use super::{KernelError, nic, resize};
 
 /// Removes what any version of the agent pinned below `bpffs_root`: links first, which detaches their programs, then
-/// maps. Gives what was removed; nothing there is no error.
+/// maps; and the filters at devices of this network namespace. Gives what was removed; nothing there is no error.
 ///
 /// # Errors
 ///
 /// If something cannot be removed.
 pub fn cleanup(bpffs_root: &Path) -> Result<Vec<String>, KernelError> {
-    let mut removed = Vec::new();
+    let mut removed = nic::cleanup();
     let versions = list(bpffs_root)?;
     let is_version = |name: &str| name.strip_prefix('v').is_some_and(|n| n.parse::<u32>().is_ok());
     for version in versions.iter().filter(|name| is_version(name)) {

@@ -6,9 +6,11 @@
 mod arrays;
 mod attach;
 mod cleanup;
+mod devices;
 mod logs;
 mod maps;
 pub mod mounts;
+mod nic;
 mod node;
 mod object;
 mod pins;
@@ -26,7 +28,9 @@ use serde::Serialize;
 
 pub use arrays::BackendStatsReader;
 pub use cleanup::cleanup;
+pub use devices::DeviceTable;
 pub use maps::RealMaps;
+pub use nic::{Direction, Hook, NicPrograms, PacketRun};
 pub use node::{NodeTables, range};
 pub use object::{MAPS, MapSpec};
 pub use resize::Step;
@@ -44,10 +48,15 @@ pub struct Sizes {
     pub frontends: u32,
     /// Recent destinations of unconnected UDP sockets.
     pub sock_origins: u32,
+    /// Flow entries of the packet programs, two for each flow.
+    pub conntrack: u32,
+    /// Masquerade entries of the packet programs, two for each masqueraded flow.
+    pub nat: u32,
 }
 
 impl Default for Sizes {
-    /// 65,536 services, backends and frontends, 262,144 slots: about 10 MiB of kernel memory.
+    /// 65,536 services, backends and frontends, 262,144 slots, 131,072 and 65,536 flow entries:
+    /// about 40 MiB of kernel memory.
     fn default() -> Self {
         Self {
             services: 65_536,
@@ -55,6 +64,8 @@ impl Default for Sizes {
             slots: 262_144,
             frontends: 65_536,
             sock_origins: 16_384,
+            conntrack: 131_072,
+            nat: 65_536,
         }
     }
 }
@@ -170,6 +181,8 @@ pub struct Info {
     pub features: Vec<(&'static str, bool)>,
     /// Attached programs.
     pub programs: Vec<ProgramInfo>,
+    /// Programs for devices; which devices have them is known only later.
+    pub packet_programs: Vec<ProgramInfo>,
     /// Where maps and links are pinned.
     pub pin_dir: PathBuf,
     /// The cgroup whose sockets are served.
@@ -182,6 +195,7 @@ pub struct Info {
 #[derive(Debug)]
 pub struct Kernel {
     ebpf: Ebpf,
+    nic: NicPrograms,
     info: Info,
     log_level: u8,
 }
@@ -248,19 +262,23 @@ impl Kernel {
         let host_netns = mounts::netns_cookie()?;
         loader.override_global("HOST_NETNS", &host_netns, true);
         loader.override_global(aya_log::LEVEL, &config.ebpf_log_level, false);
+        let mut places = Vec::new();
         for spec in object::specs(config.sizes) {
             let new = resize.as_ref().and_then(|resize| resize.path(spec.name));
             let kept = changes.iter().find(|change| change.spec.name == spec.name);
             let kept = kept.filter(|_| new.is_none()).map(|change| change.from);
-            if let Some(max_entries) = kept.or(spec.max_entries) {
-                loader.map_max_entries(spec.name, max_entries);
-            }
-            let path = new.unwrap_or_else(|| pins::map_path(pin_dir, spec.name));
-            loader.map_pin_path(spec.name, path);
+            places.push(MapPlace {
+                name: spec.name,
+                max_entries: kept.or(spec.max_entries),
+                path: new.unwrap_or_else(|| pins::map_path(pin_dir, spec.name)),
+            });
         }
+        place(&mut loader, &places);
         let mut ebpf = loader.load(object::bytes())?;
+        let mut nic = nic::load(config, &places)?;
         observe(Step::Created)?;
         attach::load(&mut ebpf)?;
+        nic::load_programs(&mut nic)?;
         observe(Step::Loaded)?;
         if let Some(resize) = &mut resize {
             resize.copy()?;
@@ -268,7 +286,10 @@ impl Kernel {
             resize.ready()?;
             observe(Step::Ready)?;
         }
-        let mut attach = || attach::attach(&ebpf, pin_dir, &config.cgroup_root, observe);
+        let mut attach = || {
+            nic::replace(&mut nic, pin_dir, observe)?;
+            attach::attach(&ebpf, pin_dir, &config.cgroup_root, observe)
+        };
         let programs = match &resize {
             Some(resize) => resize.mirrored(attach)?,
             None => attach()?,
@@ -276,16 +297,19 @@ impl Kernel {
         if let Some(resize) = resize {
             resize.finish(observe)?;
         }
+        let nic = NicPrograms::new(nic, pin_dir);
         let info = Info {
             kernel_release: release,
             features: vec![("refusal as ECONNREFUSED (5.18)", have_set_retval)],
             programs,
+            packet_programs: nic.info()?,
             pin_dir: pin_dir.into(),
             cgroup_root: config.cgroup_root.clone(),
             warnings: Vec::new(),
         };
         Ok(Self {
             ebpf,
+            nic,
             info,
             log_level: config.ebpf_log_level,
         })
@@ -315,6 +339,21 @@ impl Kernel {
         NodeTables::open(&self.info.pin_dir)
     }
 
+    /// The packet programs, for devices.
+    #[must_use]
+    pub fn nic(&self) -> NicPrograms {
+        self.nic.clone()
+    }
+
+    /// Which devices the packet programs serve.
+    ///
+    /// # Errors
+    ///
+    /// If the pin is gone or cannot be read.
+    pub fn device_table(&self) -> Result<DeviceTable, KernelError> {
+        DeviceTable::open(&self.info.pin_dir)
+    }
+
     /// What the programs counted of each backend.
     ///
     /// # Errors
@@ -341,12 +380,45 @@ impl Kernel {
         }
     }
 
+    /// Runs a packet program on a packet that comes (or leaves) by the loopback device, `repeat` times in a row: for
+    /// tests and measurements. The maps change as they would for a real packet.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel refuses the packet.
+    pub fn run_packet(
+        &self,
+        direction: Direction,
+        packet: &[u8],
+        mark: u32,
+        repeat: u32,
+    ) -> Result<PacketRun, KernelError> {
+        self.nic.run(direction, packet, mark, repeat)
+    }
+
     /// Passes what the programs log on to `tracing`, in a task of its own; does nothing when they log nothing. To be
     /// called inside a tokio runtime.
     pub fn forward_logs(&mut self) {
         if self.log_level > 0 {
             logs::forward(&mut self.ebpf);
         }
+    }
+}
+
+/// Where a map is pinned while the objects are loaded, and its size.
+struct MapPlace {
+    name: &'static str,
+    max_entries: Option<u32>,
+    path: PathBuf,
+}
+
+/// Makes an object use the maps that are pinned at these places, or make them there: all objects share them.
+fn place<'a>(loader: &mut EbpfLoader<'a>, places: &'a [MapPlace]) {
+    for place in places {
+        if let Some(max_entries) = place.max_entries {
+            loader.map_max_entries(place.name, max_entries);
+        }
+        loader.map_pin_path(place.name, &place.path);
     }
 }
 

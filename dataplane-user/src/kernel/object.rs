@@ -2,9 +2,9 @@
 
 use aya::maps::MapType;
 use dataplane_common::abi::{
-    Addr, Affinity, AffinityKey, Backend, BackendHealth, BackendStats, COUNTERS, FrontendKey, FrontendValue,
-    NodeConfig, Service, ServiceStats, Slot, SockFlow, SockOrigin, SockOriginKey, SockState, SourceRangeKey,
-    map_name,
+    Addr, Affinity, AffinityKey, Backend, BackendHealth, BackendStats, COUNTERS, Device, Flow, FlowKey,
+    FragmentKey, FragmentPorts, FrontendKey, FrontendValue, NodeConfig, Service, ServiceStats, Slot,
+    SockFlow, SockOrigin, SockOriginKey, SockState, SourceRangeKey, map_name,
 };
 
 use super::Sizes;
@@ -12,6 +12,11 @@ use super::Sizes;
 /// The object file that `build.rs` made of `dataplane-ebpf/src/bin/sock.rs`.
 pub(super) fn bytes() -> &'static [u8] {
     aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/sock"))
+}
+
+/// The object file that `build.rs` made of `dataplane-ebpf/src/bin/nic.rs`.
+pub(super) fn nic_bytes() -> &'static [u8] {
+    aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/nic"))
 }
 
 const F_NO_PREALLOC: u32 = 1;
@@ -50,7 +55,7 @@ const fn spec<K, V>(name: &'static str, kind: MapType, flags: u32) -> MapSpec {
 }
 
 /// Every map that is pinned, with the sizes of the Rust types.
-pub const MAPS: [MapSpec; 17] = [
+pub const MAPS: [MapSpec; 21] = [
     spec::<FrontendKey, FrontendValue>(map_name::FRONTENDS, MapType::Hash, F_NO_PREALLOC),
     spec::<u32, Service>(map_name::SERVICES, MapType::Array, F_MMAPABLE),
     spec::<u32, Slot>(map_name::SLOTS, MapType::Array, F_MMAPABLE),
@@ -68,6 +73,10 @@ pub const MAPS: [MapSpec; 17] = [
     spec::<SockOriginKey, SockOrigin>(map_name::SOCK_ORIGIN, MapType::LruHash, 0),
     spec::<u32, SockState>(map_name::SOCK_STATE, MapType::SkStorage, F_NO_PREALLOC),
     spec::<u32, SockFlow>(map_name::SOCK_FLOW, MapType::SkStorage, F_NO_PREALLOC),
+    spec::<u32, Device>(map_name::DEVICES, MapType::Hash, F_NO_PREALLOC),
+    spec::<FlowKey, Flow>(map_name::CONNTRACK, MapType::LruHash, 0),
+    spec::<FlowKey, Flow>(map_name::NAT, MapType::LruHash, 0),
+    spec::<FragmentKey, FragmentPorts>(map_name::FRAGMENTS, MapType::LruHash, 0),
     spec::<u32, u64>(map_name::COUNTERS, MapType::PerCpuArray, 0),
 ];
 
@@ -79,6 +88,8 @@ pub(super) fn specs(sizes: Sizes) -> Vec<MapSpec> {
         map_name::SLOTS => Some(sizes.slots),
         map_name::BACKENDS | map_name::BACKEND_STATS | map_name::BACKEND_HEALTH => Some(sizes.backends),
         map_name::SOCK_ORIGIN => Some(sizes.sock_origins),
+        map_name::CONNTRACK => Some(sizes.conntrack),
+        map_name::NAT => Some(sizes.nat),
         map_name::COUNTERS => u32::try_from(COUNTERS.len()).ok(),
         _ => None,
     };

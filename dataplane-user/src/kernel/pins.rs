@@ -35,8 +35,12 @@ pub(super) fn map_path(dir: &Path, name: &str) -> PathBuf {
     dir.join("maps").join(name)
 }
 
+pub(super) fn links_path(dir: &Path) -> PathBuf {
+    dir.join("links")
+}
+
 pub(super) fn link_path(dir: &Path, name: &str) -> PathBuf {
-    dir.join("links").join(name)
+    links_path(dir).join(name)
 }
 
 /// Compares every map that is pinned already with what is wanted, and gives those that have another size.

@@ -86,9 +86,22 @@ pub(super) fn link_create(
     cgroup: BorrowedFd<'_>,
     attach_type: u32,
 ) -> io::Result<OwnedFd> {
+    link_create_at(program, cgroup.as_raw_fd().cast_unsigned(), attach_type)
+}
+
+/// Attaches a program to a device of this thread's network namespace, behind those that are there (6.6).
+pub(super) fn device_link_create(
+    program: BorrowedFd<'_>,
+    ifindex: u32,
+    attach_type: u32,
+) -> io::Result<OwnedFd> {
+    link_create_at(program, ifindex, attach_type)
+}
+
+fn link_create_at(program: BorrowedFd<'_>, target: u32, attach_type: u32) -> io::Result<OwnedFd> {
     let mut attr = LinkCreateAttr {
         prog_fd: program.as_raw_fd().cast_unsigned(),
-        target_fd: cgroup.as_raw_fd().cast_unsigned(),
+        target_fd: target,
         attach_type,
         flags: 0,
     };
@@ -141,13 +154,40 @@ pub(super) struct CgroupLinkInfo {
 /// What a link is attached to.
 pub(super) fn link_info(link: BorrowedFd<'_>) -> io::Result<CgroupLinkInfo> {
     let mut info = CgroupLinkInfo::default();
-    let mut attr = InfoAttr {
-        bpf_fd: link.as_raw_fd().cast_unsigned(),
-        info_len: u32::try_from(size_of::<CgroupLinkInfo>()).map_err(io::Error::other)?,
-        info: std::ptr::from_mut(&mut info) as u64,
-    };
-    bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attr)?;
+    object_info(link, &mut info)?;
     Ok(info)
+}
+
+/// The head of `struct bpf_link_info` for a link at a device.
+#[repr(C)]
+#[derive(Clone, Copy, Default, Debug)]
+pub(super) struct DeviceLinkInfo {
+    /// `BPF_LINK_TYPE_TCX` is 11.
+    pub(super) kind: u32,
+    id: u32,
+    program_id: u32,
+    pad: u32,
+    /// The device; 0 once it is gone.
+    pub(super) ifindex: u32,
+    /// `enum bpf_attach_type`.
+    pub(super) attach_type: u32,
+}
+
+/// As [`link_info`], for a link at a device.
+pub(super) fn device_link_info(link: BorrowedFd<'_>) -> io::Result<DeviceLinkInfo> {
+    let mut info = DeviceLinkInfo::default();
+    object_info(link, &mut info)?;
+    Ok(info)
+}
+
+/// `info` is the head of what the kernel says of the object; integers only.
+fn object_info<T>(object: BorrowedFd<'_>, info: &mut T) -> io::Result<()> {
+    let mut attr = InfoAttr {
+        bpf_fd: object.as_raw_fd().cast_unsigned(),
+        info_len: u32::try_from(size_of::<T>()).map_err(io::Error::other)?,
+        info: std::ptr::from_mut(info) as u64,
+    };
+    bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attr).map(drop)
 }
 
 /// Flags of [`map_update`], include/uapi/linux/bpf.h.

@@ -13,6 +13,8 @@ const UNSUPPORTED: &[&str] = &[
     "/enableProfiling",
     "/showHiddenMetricsForVersion",
     "/mode",
+    "/iptables/masqueradeBit",
+    "/iptables/localhostNodePorts",
     "/iptables/minSyncPeriod",
     "/ipvs/minSyncPeriod",
     "/ipvs/scheduler",
@@ -21,6 +23,7 @@ const UNSUPPORTED: &[&str] = &[
     "/ipvs/tcpTimeout",
     "/ipvs/tcpFinTimeout",
     "/ipvs/udpTimeout",
+    "/nftables/masqueradeBit",
     "/nftables/minSyncPeriod",
     "/configSyncPeriod",
     "/logging/vmodule",
@@ -30,7 +33,13 @@ const UNSUPPORTED: &[&str] = &[
 ];
 
 /// Fields that the dataplane will follow once it has what they are about.
-const NOT_YET: &[&str] = &["/detectLocal"];
+const NOT_YET: &[&str] = &[
+    "/iptables/masqueradeAll",
+    "/nftables/masqueradeAll",
+    "/detectLocalMode",
+    "/detectLocal",
+    "/clusterCIDR",
+];
 
 /// Fields that are set to something else than kube-proxy's default and have no meaning here, with their values.
 #[must_use]
@@ -76,22 +85,21 @@ mod tests {
         config.mode = "ipvs".into();
         config.ipvs.scheduler = "mh".into();
         config.feature_gates.insert("A".into(), true);
+        config.iptables.localhost_node_ports = Some(false);
         config.conntrack.min = Some(1);
         config.client_connection.content_type = "text/plain".into();
-        config.detect_local.bridge_interface = "br0".into();
+        config.cluster_cidr = "10.0.0.0/8".into();
         assert_eq!(
             unsupported(&config),
             [
                 r#"featureGates ({"A":true})"#,
                 r#"mode ("ipvs")"#,
+                "iptables.localhostNodePorts (false)",
                 r#"ipvs.scheduler ("mh")"#,
                 r#"clientConnection.contentType ("text/plain")"#,
             ]
         );
-        assert_eq!(
-            not_yet(&config),
-            [r#"detectLocal ({"bridgeInterface":"br0","interfaceNamePrefix":""})"#]
-        );
+        assert_eq!(not_yet(&config), [r#"clusterCIDR ("10.0.0.0/8")"#]);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "each test binary uses its own part")]
 #![allow(clippy::unwrap_used, reason = "a test that cannot be set up fails")]
 
+pub(crate) mod net;
 pub(crate) mod plane;
 
 use std::fs;
@@ -11,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use dataplane_common::abi::{BePort, FrontendKey, frontend_kind, service_flag};
+use dataplane_common::abi::{BePort, FrontendKey, frontend_kind};
 use dataplane_model::program::Programmer;
 use dataplane_model::{
     BackendKey, BackendState, DesiredService, Family, ObjectName, Protocol, ServiceConfig, ServiceKey,
@@ -46,6 +47,8 @@ impl Place {
             slots: 256,
             frontends: 64,
             sock_origins: 64,
+            conntrack: 4096,
+            nat: 4096,
         };
         Self {
             config: Config {
@@ -129,11 +132,8 @@ pub(crate) fn service(front: FrontendKey, backends: &[std::net::SocketAddr]) -> 
         frontends: [(front, frontend_kind::CLUSTER_IP)].into(),
         cluster,
         local: vec![],
-        config: ServiceConfig {
-            flags: service_flag::HAS_ENDPOINTS,
-            ..ServiceConfig::default()
-        },
-        source_ranges: Box::default(),
+        config: ServiceConfig::default(),
+        has_any: true,
     }
 }
 

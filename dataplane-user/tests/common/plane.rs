@@ -36,7 +36,13 @@ impl Plane {
     }
 
     pub(crate) fn backend(&mut self, id: u32, addr: SocketAddr, protocol: Protocol) {
+        self.backend_on(id, addr, protocol, 0);
+    }
+
+    /// `node` is 1 for this node, 2 for another.
+    pub(crate) fn backend_on(&mut self, id: u32, addr: SocketAddr, protocol: Protocol, node: u32) {
         let row = Backend {
+            node,
             addr: addr.ip().into(),
             port: BePort::from_host(addr.port()),
             protocol: protocol.number(),

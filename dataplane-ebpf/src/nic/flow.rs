@@ -1,0 +1,212 @@
+//! Flows: which way a tuple goes, kept in `CONNTRACK`.
+
+use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
+use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
+use dataplane_common::abi::{
+    BePort, Counter, Flow, FlowKey, NodeConfig, backend_state, flow_flag, flow_role, protocol,
+};
+use dataplane_common::maglev::{entry, flow_hash};
+use dataplane_common::packet::{Head, head_flag, tcp_flag};
+
+use super::Scratch;
+use crate::maps::{BACKENDS, CONNTRACK, count};
+
+const SECOND: u64 = 1_000_000_000;
+/// A SYN on a tuple that has been silent this long opens a new connection.
+const HALF_OPEN: u64 = 60 * SECOND;
+/// What is not TCP starts afresh after this much silence, whether the entry is still there or not.
+const UDP_IDLE: u64 = 120 * SECOND;
+/// As [`UDP_IDLE`], for SCTP, which keeps its associations alive by itself.
+const SCTP_IDLE: u64 = 300 * SECOND;
+/// How many other client ports are tried if a backend knows the client's own by another frontend.
+const PORT_TRIES: u32 = 8;
+
+/// Now, in nanoseconds since boot.
+#[inline(always)]
+pub(super) fn now() -> u64 {
+    // SAFETY: the helper has no preconditions.
+    unsafe { bpf_ktime_get_ns() }
+}
+
+/// The packet's tuple as a key.
+#[inline(always)]
+pub(super) fn set_key(key: &mut FlowKey, head: &Head, role: u8) {
+    key.src = head.src;
+    key.dst = head.dst;
+    key.src_port = head.src_port;
+    key.dst_port = head.dst_port;
+    key.protocol = head.protocol;
+    key.role = role;
+    key.pad = 0;
+}
+
+/// Notes a packet of the flow. Errors about a flow are no sign of life.
+#[inline(always)]
+pub(super) fn touch(flow: &mut Flow, head: &Head, now: u64) {
+    if head.flags & head_flag::ICMP_ERROR != 0 {
+        return;
+    }
+    flow.seen = now;
+    flow.packets = flow.packets.wrapping_add(1);
+    flow.bytes = flow.bytes.wrapping_add(u64::from(head.len));
+    let flags = flow.flags | state(head);
+    if flags != flow.flags {
+        flow.flags = flags;
+    }
+}
+
+/// What the packet says of the connection's state.
+#[inline(always)]
+pub(super) fn state(head: &Head) -> u32 {
+    let tcp = head.tcp_flags;
+    let mut flags = 0;
+    if tcp & tcp_flag::SYN != 0 {
+        flags |= flow_flag::SYN;
+    }
+    if tcp & tcp_flag::FIN != 0 {
+        flags |= flow_flag::FIN;
+    }
+    if tcp & tcp_flag::RST != 0 {
+        flags |= flow_flag::RST;
+    }
+    flags
+}
+
+/// True for the first packet of a connection.
+#[inline(always)]
+pub(super) fn opens(head: &Head) -> bool {
+    head.protocol != protocol::TCP || head.tcp_flags & (tcp_flag::SYN | tcp_flag::ACK) == tcp_flag::SYN
+}
+
+/// The key of the answers: from the flow's backend to the client.
+#[inline(always)]
+pub(super) fn set_reverse_key(key: &mut FlowKey, head: &Head, flow: &Flow) {
+    key.src = flow.addr;
+    key.dst = head.src;
+    key.src_port = flow.port;
+    key.dst_port = if flow.client_port.to_be() == 0 {
+        head.src_port
+    } else {
+        flow.client_port
+    };
+    key.protocol = head.protocol;
+    key.role = flow_role::REVERSE;
+    key.pad = 0;
+}
+
+/// True if the packet goes the way that the entry says; false if it needs a new backend.
+#[inline(always)]
+pub(super) fn usable(flow: &Flow, head: &Head, other: &mut FlowKey, now: u64) -> bool {
+    if head.flags & head_flag::ICMP_ERROR != 0 || !opens(head) {
+        return true;
+    }
+    let silent = now.saturating_sub(flow.seen);
+    match head.protocol {
+        protocol::TCP => {
+            let ended = flow_flag::FIN | flow_flag::RST;
+            if flow.flags & ended != 0 || silent > HALF_OPEN {
+                return false;
+            }
+            set_reverse_key(other, head, flow);
+            if let Some(back) = CONNTRACK.get_ptr(&*other) {
+                // SAFETY: from a successful lookup; an aligned word.
+                let flags = unsafe { (&raw const (*back).flags).read_volatile() };
+                if flags & ended != 0 {
+                    return false;
+                }
+            }
+        }
+        protocol::UDP if silent > UDP_IDLE => return false,
+        protocol::SCTP if silent > SCTP_IDLE => return false,
+        _ => {}
+    }
+    // the backend must still be the one that was chosen: nobody would answer, or somebody else
+    let Some(row) = BACKENDS.get_ptr(flow.backend) else {
+        return false;
+    };
+    // SAFETY: from a successful lookup.
+    let row = unsafe { &*row };
+    row.state != backend_state::FREE && row.addr.same(&flow.addr) && row.port == flow.port
+}
+
+/// Makes the entries of a new flow from the one in `scratch.flow`, whose way is decided, and from `scratch.key`, its
+/// forward key. On return `scratch.flow` is the forward entry. False if there is no room for it.
+#[inline(always)]
+pub(super) fn create(scratch: &mut Scratch, config: &NodeConfig, now: u64) -> bool {
+    let opening = opens(&scratch.head);
+    scratch.flow.seen = now;
+    scratch.flow.client_port = BePort::from_be(0);
+    if !opening {
+        scratch.flow.flags |= flow_flag::RECOVERED;
+    }
+    let head = &scratch.head;
+    let flow = &scratch.flow;
+    let back = &mut scratch.back;
+    back.seen = now;
+    // the answer is to show the frontend
+    back.addr = head.dst;
+    back.port = head.dst_port;
+    back.client_port = BePort::from_be(0);
+    back.flags = flow.flags & (flow_flag::MASQUERADE | flow_flag::RECOVERED);
+    back.service = flow.service;
+    back.backend = flow.backend;
+    back.packets = 0;
+    back.bytes = 0;
+    set_reverse_key(&mut scratch.other, head, flow);
+    let size = u32::from(config.nat_last).wrapping_sub(u32::from(config.nat_first)) + 1;
+    let hash = flow_hash(&head.src, head.src_port, head.dst_port, head.protocol);
+    let mut made = false;
+    let mut tries = 0;
+    while tries <= PORT_TRIES {
+        if tries > 0 {
+            // Another frontend leads this client's port to the same backend: the backend must see another port.
+            let port = u32::from(config.nat_first) + (entry(hash, size) + tries - 1) % size.max(1);
+            scratch.other.dst_port = BePort::from_host((port & 0xffff) as u16);
+            back.client_port = head.src_port;
+        }
+        if CONNTRACK
+            .insert(&scratch.other, &*back, u64::from(BPF_NOEXIST))
+            .is_ok()
+        {
+            made = true;
+            break;
+        }
+        if let Some(known) = CONNTRACK.get_ptr(&scratch.other) {
+            // SAFETY: from a successful lookup.
+            let known = unsafe { &*known };
+            if known.addr.same(&back.addr) && known.port == back.port && known.client_port == back.client_port
+            {
+                // this flow's own, from before
+                made = CONNTRACK
+                    .insert(&scratch.other, &*back, u64::from(BPF_ANY))
+                    .is_ok();
+                break;
+            }
+        }
+        if size == 0 || size > 0xffff {
+            break;
+        }
+        tries += 1;
+    }
+    if !made {
+        return false;
+    }
+    if tries > 0 {
+        scratch.flow.client_port = scratch.other.dst_port;
+    }
+    scratch.flow.packets = 0;
+    scratch.flow.bytes = 0;
+    touch(&mut scratch.flow, &scratch.head, now);
+    if CONNTRACK
+        .insert(&scratch.key, &scratch.flow, u64::from(BPF_ANY))
+        .is_err()
+    {
+        return false;
+    }
+    count(if opening {
+        Counter::FlowCreated
+    } else {
+        Counter::FlowRecovered
+    });
+    true
+}

@@ -1,0 +1,129 @@
+//! Giving packets a source of this node, kept in `NAT`.
+
+use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
+use dataplane_common::abi::{BePort, Counter, Device, NodeConfig, flow_role};
+use dataplane_common::maglev::{entry, flow_hash, mix};
+use dataplane_common::packet::head_flag;
+
+use super::Scratch;
+use super::flow::{set_key, touch};
+use crate::maps::NAT;
+
+/// How many ports are tried for a new flow.
+const TRIES: u32 = 32;
+
+/// Finds or makes the address and port that the packet leaves with, in `scratch.target`.
+///
+/// # Errors
+///
+/// Why the packet has to be dropped.
+#[inline(always)]
+pub(super) fn source(
+    scratch: &mut Scratch,
+    config: *const NodeConfig,
+    device: &Device,
+    later: bool,
+    now: u64,
+) -> Result<(), Counter> {
+    set_key(&mut scratch.key, &scratch.head, flow_role::NAT_FORWARD);
+    if let Some(known) = NAT.get_ptr_mut(&scratch.key) {
+        // SAFETY: from a successful lookup.
+        let known = unsafe { &mut *known };
+        touch(known, &scratch.head, now);
+        scratch.target.addr = known.addr;
+        scratch.target.port = known.port;
+        scratch.target.other = BePort::from_be(0);
+        return Ok(());
+    }
+    if later || scratch.head.flags & head_flag::ICMP_ERROR != 0 {
+        return Err(Counter::FlowLost);
+    }
+    make(scratch, config, device, now)
+}
+
+#[inline(always)]
+fn make(scratch: &mut Scratch, config: *const NodeConfig, device: &Device, now: u64) -> Result<(), Counter> {
+    let v6 = scratch.head.flags & head_flag::V6 != 0;
+    scratch.target.addr = if v6 { device.v6 } else { device.v4 };
+    let words = scratch.target.addr.words_be();
+    // all zero, or the unspecified IPv4 address
+    if words[3] == 0 && (words[0] | words[1] == 0) {
+        return Err(Counter::NoNatAddress);
+    }
+    // SAFETY: from a successful lookup.
+    let (first, last) = unsafe {
+        (
+            u32::from((&raw const (*config).nat_first).read_volatile()),
+            u32::from((&raw const (*config).nat_last).read_volatile()),
+        )
+    };
+    if first == 0 || last < first {
+        return Err(Counter::NatExhausted);
+    }
+    let size = last - first + 1;
+    let head = &scratch.head;
+    // the same flow gets the same port again if its entry is lost
+    let hash = flow_hash(&head.src, head.src_port, head.dst_port, head.protocol);
+    let hash = (mix(u64::from(hash) ^ u64::from(head.dst.words_be()[3]) << 32) >> 32) as u32;
+    let mut offset = entry(hash, size);
+
+    let back = &mut scratch.back;
+    back.seen = now;
+    back.addr = head.src;
+    back.port = head.src_port;
+    back.client_port = BePort::from_be(0);
+    back.flags = 0;
+    back.service = 0;
+    back.backend = 0;
+    back.packets = 0;
+    back.bytes = 0;
+    let other = &mut scratch.other;
+    other.src = head.dst;
+    other.dst = scratch.target.addr;
+    other.src_port = head.dst_port;
+    other.protocol = head.protocol;
+    other.role = flow_role::NAT_REVERSE;
+    other.pad = 0;
+    let mut tries = 0;
+    let mut made = false;
+    while tries < TRIES {
+        other.dst_port = BePort::from_host(((first + offset) & 0xffff) as u16);
+        if NAT.insert(&*other, &*back, u64::from(BPF_NOEXIST)).is_ok() {
+            made = true;
+            break;
+        }
+        if let Some(known) = NAT.get_ptr(&*other) {
+            // SAFETY: from a successful lookup.
+            let known = unsafe { &*known };
+            if known.addr.same(&back.addr) && known.port == back.port {
+                // this flow's own, from before
+                made = true;
+                break;
+            }
+        }
+        offset += 1;
+        if offset >= size {
+            offset = 0;
+        }
+        tries += 1;
+    }
+    if !made {
+        return Err(Counter::NatExhausted);
+    }
+    scratch.target.port = other.dst_port;
+    scratch.target.other = BePort::from_be(0);
+    let flow = &mut scratch.flow;
+    flow.addr = scratch.target.addr;
+    flow.port = scratch.target.port;
+    flow.client_port = BePort::from_be(0);
+    flow.flags = 0;
+    flow.service = 0;
+    flow.backend = 0;
+    flow.packets = 0;
+    flow.bytes = 0;
+    touch(flow, &scratch.head, now);
+    if NAT.insert(&scratch.key, &*flow, u64::from(BPF_ANY)).is_err() {
+        return Err(Counter::FlowLost);
+    }
+    Ok(())
+}

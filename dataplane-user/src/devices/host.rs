@@ -1,0 +1,177 @@
+//! Devices, addresses and default routes of this host, from the kernel.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::time::Duration;
+
+use futures::{StreamExt as _, TryStreamExt as _};
+use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
+use rtnetlink::packet_route::RouteNetlinkMessage;
+use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags, AddressMessage, AddressScope};
+use rtnetlink::packet_route::link::{
+    InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage,
+};
+use rtnetlink::packet_route::route::{RouteAttribute, RouteMessage, RouteType};
+use rtnetlink::{Handle, MulticastGroup, RouteMessageBuilder};
+
+use super::select::{Link, LinkAddress, Seen};
+
+/// Changes come in bursts: one is waited out before everything is read again, but not longer than [`LONGEST`].
+const QUIET: Duration = Duration::from_millis(50);
+const LONGEST: Duration = Duration::from_secs(1);
+
+type Messages = futures::channel::mpsc::UnboundedReceiver<(
+    NetlinkMessage<RouteNetlinkMessage>,
+    rtnetlink::sys::SocketAddr,
+)>;
+
+/// A netlink socket in the network namespace of the thread that opens it.
+pub(super) struct Host {
+    handle: Handle,
+    messages: Messages,
+    connection: tokio::task::JoinHandle<()>,
+}
+
+impl Host {
+    pub(super) fn open() -> std::io::Result<Self> {
+        let groups = [
+            MulticastGroup::Link,
+            MulticastGroup::Ipv4Ifaddr,
+            MulticastGroup::Ipv6Ifaddr,
+            MulticastGroup::Ipv4Route,
+            MulticastGroup::Ipv6Route,
+        ];
+        let (connection, handle, messages) = rtnetlink::new_multicast_connection(&groups)?;
+        Ok(Self {
+            handle,
+            messages,
+            connection: tokio::spawn(connection),
+        })
+    }
+
+    /// Everything as it is now.
+    pub(super) async fn seen(&self) -> Result<Seen, rtnetlink::Error> {
+        let mut seen = Seen::default();
+        let links: Vec<LinkMessage> = self.handle.link().get().execute().try_collect().await?;
+        for message in &links {
+            seen.links.insert(message.header.index, link(message));
+        }
+        let addresses: Vec<AddressMessage> = self.handle.address().get().execute().try_collect().await?;
+        seen.addresses = addresses.iter().filter_map(address).collect();
+        for family in [
+            RouteMessageBuilder::<Ipv4Addr>::new().build(),
+            RouteMessageBuilder::<Ipv6Addr>::new().build(),
+        ] {
+            // thousands on some hosts: only the default ones are kept
+            let mut routes = self.handle.route().get(family).execute();
+            while let Some(route) = routes.try_next().await? {
+                seen.default_routes.extend(default_route(&route));
+            }
+        }
+        Ok(seen)
+    }
+
+    /// Ends when something may have changed; also when the kernel has dropped messages. False if there will be none any
+    /// more.
+    pub(super) async fn changed(&mut self) -> bool {
+        loop {
+            match self.messages.next().await {
+                None => return false,
+                Some((message, _)) if matters(&message) => break,
+                Some(_) => {}
+            }
+        }
+        let wait = async {
+            while let Ok(next) = tokio::time::timeout(QUIET, self.messages.next()).await {
+                if next.is_none() {
+                    return false;
+                }
+            }
+            true
+        };
+        tokio::time::timeout(LONGEST, wait).await.unwrap_or(true)
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        self.connection.abort();
+    }
+}
+
+/// Routes come and go by the thousand; only default ones say anything about devices.
+fn matters(message: &NetlinkMessage<RouteNetlinkMessage>) -> bool {
+    match &message.payload {
+        NetlinkPayload::InnerMessage(
+            RouteNetlinkMessage::NewRoute(route) | RouteNetlinkMessage::DelRoute(route),
+        ) => route.header.destination_prefix_length == 0,
+        _ => true,
+    }
+}
+
+fn link(message: &LinkMessage) -> Link {
+    let mut out = Link {
+        loopback: message.header.flags.contains(LinkFlags::Loopback),
+        up: message.header.flags.contains(LinkFlags::Up),
+        header: match message.header.link_layer_type {
+            LinkLayerType::Ether | LinkLayerType::Loopback => 14,
+            _ => 0,
+        },
+        ..Link::default()
+    };
+    for attribute in &message.attributes {
+        match attribute {
+            LinkAttribute::IfName(name) => out.name.clone_from(name),
+            LinkAttribute::LinkInfo(infos) => {
+                let kind = infos.iter().find_map(|info| match info {
+                    LinkInfo::Kind(kind) => Some(InfoKind::to_string(kind)),
+                    _ => None,
+                });
+                out.kind = kind.unwrap_or_default();
+            }
+            _ => {}
+        }
+    }
+    out
+}
+
+fn address(message: &AddressMessage) -> Option<LinkAddress> {
+    let (mut local, mut other, mut flags) = (None, None, AddressFlags::empty());
+    for attribute in &message.attributes {
+        match attribute {
+            // the interface's own: on a point-to-point link the other one is the other end's
+            AddressAttribute::Local(ip) => local = Some(*ip),
+            AddressAttribute::Address(ip) => other = Some(*ip),
+            AddressAttribute::Flags(all) => flags = *all,
+            _ => {}
+        }
+    }
+    let ip: IpAddr = local.or(other)?;
+    let worse = AddressFlags::Secondary
+        | AddressFlags::Tentative
+        | AddressFlags::Deprecated
+        | AddressFlags::Dadfailed;
+    Some(LinkAddress {
+        index: message.header.index,
+        ip,
+        global: matches!(message.header.scope, AddressScope::Universe | AddressScope::Site)
+            && !ip.is_loopback(),
+        preferred: !flags.intersects(worse),
+    })
+}
+
+/// The devices of a default route.
+fn default_route(message: &RouteMessage) -> Vec<u32> {
+    let header = &message.header;
+    if header.destination_prefix_length != 0 || header.kind != RouteType::Unicast {
+        return Vec::new();
+    }
+    let mut devices = Vec::new();
+    for attribute in &message.attributes {
+        match attribute {
+            RouteAttribute::Oif(index) => devices.push(*index),
+            RouteAttribute::MultiPath(hops) => devices.extend(hops.iter().map(|hop| hop.interface_index)),
+            _ => {}
+        }
+    }
+    devices
+}

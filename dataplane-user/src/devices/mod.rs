@@ -1,0 +1,195 @@
+//! The devices that the packet programs serve: which these are, followed while the agent runs, and the ports that
+//! masqueraded packets get there.
+
+mod host;
+mod ports;
+mod select;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use dataplane_common::abi::{Device, NodeConfig, config_flag};
+use tokio::sync::watch::Receiver;
+use tokio::time::Instant;
+use tracing::{debug, error, info, warn};
+
+use crate::kernel::{DeviceTable, KernelError, NicPrograms, NodeTables};
+use crate::proxyconfig::KubeProxyConfiguration;
+use host::Host;
+pub use ports::release as release_ports;
+pub use select::Wanted;
+use select::{Seen, select};
+
+/// The ports that masqueraded packets get: above what Linux gives out by itself (32768 to 60999 by default).
+pub const NAT_PORTS: (u16, u16) = (61_000, u16::MAX);
+/// kube-proxy's default.
+const MASQUERADE_BIT: i32 = 14;
+
+/// Pause before what failed is tried again.
+const RETRY: Duration = Duration::from_secs(5);
+
+/// Settings.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Which devices.
+    pub wanted: Wanted,
+    /// Where what has to be undone is remembered.
+    pub state_dir: PathBuf,
+}
+
+/// Puts what the packet programs need to know of the node's configuration in force. The rest of it stays as it is.
+pub fn configure(tables: &NodeTables, proxy: &KubeProxyConfiguration) {
+    let mut config: NodeConfig = tables.config();
+    let (bit, all) = if proxy.mode == "iptables" {
+        (proxy.iptables.masquerade_bit, proxy.iptables.masquerade_all)
+    } else {
+        (proxy.nftables.masquerade_bit, proxy.nftables.masquerade_all)
+    };
+    let bit = u32::try_from(bit.unwrap_or(MASQUERADE_BIT)).unwrap_or(0);
+    config.mark = 1_u32.checked_shl(bit).unwrap_or(1 << MASQUERADE_BIT);
+    (config.nat_first, config.nat_last) = NAT_PORTS;
+    config.flags &= !(config_flag::MASQUERADE_ALL | config_flag::LOCALHOST_NODE_PORTS);
+    if all {
+        config.flags |= config_flag::MASQUERADE_ALL;
+    }
+    if proxy.iptables.localhost_node_ports.unwrap_or(true) {
+        config.flags |= config_flag::LOCALHOST_NODE_PORTS;
+    }
+    tables.set_config(&config);
+}
+
+/// The devices that are served. What is attached stays attached when this is dropped.
+#[derive(Debug)]
+pub struct Devices {
+    settings: Settings,
+    programs: NicPrograms,
+    table: DeviceTable,
+    /// Index, and name when it was attached.
+    attached: BTreeMap<u32, String>,
+}
+
+impl Devices {
+    /// Takes over what an earlier agent left.
+    #[must_use]
+    pub fn new(settings: Settings, programs: NicPrograms, table: DeviceTable) -> Self {
+        Self {
+            settings,
+            programs,
+            table,
+            attached: BTreeMap::new(),
+        }
+    }
+
+    /// Serves the devices of this network namespace and follows their coming and going, and the Node's addresses, until
+    /// the sender of those is gone. Never gives up: what fails is logged and tried again.
+    pub async fn follow(mut self, mut node: Receiver<Option<Vec<IpAddr>>>) {
+        if let Err(error) = ports::reserve(&self.settings.state_dir, NAT_PORTS) {
+            // nobody gets these ports by default
+            warn!(%error, "the ports {} to {} cannot be reserved for masquerading", NAT_PORTS.0, NAT_PORTS.1);
+        }
+        let mut host: Option<Host> = None;
+        loop {
+            let result = self.round(&mut host, &mut node).await;
+            let retry_at = result.err().map(|error| {
+                error!(%error, "the devices cannot all be served as they should be");
+                Instant::now() + RETRY
+            });
+            let changed = async {
+                match &mut host {
+                    Some(host) => host.changed().await,
+                    None => std::future::pending().await,
+                }
+            };
+            let alive = tokio::select! {
+                alive = changed => alive,
+                () = tokio::time::sleep_until(retry_at.unwrap_or_else(Instant::now)), if retry_at.is_some() => true,
+                node = node.changed() => match node {
+                    Ok(()) => true,
+                    Err(_) => return,
+                },
+            };
+            if !alive {
+                host = None;
+                tokio::time::sleep(RETRY).await;
+            }
+        }
+    }
+
+    async fn round(
+        &mut self,
+        host: &mut Option<Host>,
+        node: &mut Receiver<Option<Vec<IpAddr>>>,
+    ) -> Result<(), Failure> {
+        let host = match host {
+            Some(host) => host,
+            None => host.insert(Host::open()?),
+        };
+        let seen = host.seen().await?;
+        let node = node.borrow_and_update().clone();
+        self.apply(&seen, node.as_deref())
+    }
+
+    /// Serves exactly the devices that should be; while the Node is not known, what is served already stays, too.
+    fn apply(&mut self, seen: &Seen, node: Option<&[IpAddr]>) -> Result<(), Failure> {
+        let chosen = select(seen, &self.settings.wanted, node.unwrap_or_default());
+        let rows = self.table.rows()?;
+        let mut result = Ok(());
+        for (index, device) in &chosen {
+            let name = seen.name(*index);
+            if let Err(error) = self.serve(*index, name, device, rows.get(index)) {
+                result = Err(Failure::Device(name.into(), error.into()));
+            }
+        }
+        let known: BTreeSet<u32> = rows.keys().copied().chain(self.programs.attached()?).collect();
+        for index in known.into_iter().filter(|index| !chosen.contains_key(index)) {
+            if node.is_none() && seen.has(index) {
+                continue;
+            }
+            let name = self.attached.remove(&index).unwrap_or_default();
+            if let Err(error) = self
+                .programs
+                .detach(index)
+                .and_then(|()| self.table.remove(index))
+            {
+                result = Err(Failure::Device(name, error.into()));
+                continue;
+            }
+            info!(device = name, index, "device is served no more");
+        }
+        result
+    }
+
+    fn serve(
+        &mut self,
+        index: u32,
+        name: &str,
+        device: &Device,
+        row: Option<&Device>,
+    ) -> Result<(), KernelError> {
+        if row != Some(device) {
+            self.table.put(index, device)?;
+            debug!(device = name, index, ?device, "addresses of the device");
+        }
+        if self.attached.get(&index).map(String::as_str) != Some(name) {
+            let hook = self.programs.attach(index, None)?;
+            info!(device = name, index, ?hook, v4 = %device.v4, v6 = %device.v6, "device is served");
+            self.attached.insert(index, name.into());
+        }
+        Ok(())
+    }
+}
+
+/// Why devices are not served as they should be.
+#[derive(Debug, thiserror::Error)]
+enum Failure {
+    #[error("open a netlink socket: {0}")]
+    Open(#[from] std::io::Error),
+    #[error("read the devices of this host: {0}")]
+    Read(#[from] rtnetlink::Error),
+    #[error("device {0}: {1}")]
+    Device(String, Box<KernelError>),
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+}

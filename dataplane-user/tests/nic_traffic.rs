@@ -1,0 +1,333 @@
+//! Real traffic from other hosts through the packet programs: an outside client, this node, a pod on it, and another host
+//! with backends that only knows the node.
+#![allow(clippy::unwrap_used, reason = "a test that cannot be set up fails")]
+
+mod common;
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use common::Place;
+use common::net::{Netns, Python};
+use common::plane::Plane;
+use dataplane_common::abi::{Addr, Device, Service, frontend_kind, node_addr_flag, service_flag};
+use dataplane_model::Protocol;
+use dataplane_user::kernel::{DeviceTable, Hook, range};
+
+/// Addresses by family: client, node towards the client, node towards the remote host, remote host, pod.
+struct Family {
+    v6: bool,
+    client: &'static str,
+    node: &'static str,
+    node_inside: &'static str,
+    remote: &'static str,
+    pod: &'static str,
+    cluster_ip: &'static str,
+    external: &'static str,
+    balancer: &'static str,
+    any: &'static str,
+}
+
+const FAMILIES: [Family; 2] = [
+    Family {
+        v6: false,
+        client: "192.0.2.10",
+        node: "192.0.2.1",
+        node_inside: "10.0.1.1",
+        remote: "10.0.1.2",
+        pod: "10.244.0.2",
+        cluster_ip: "10.96.0.1",
+        external: "198.51.100.1",
+        balancer: "203.0.113.1",
+        any: "0.0.0.0",
+    },
+    Family {
+        v6: true,
+        client: "2001:db8:1::10",
+        node: "2001:db8:1::1",
+        node_inside: "fd01::1",
+        remote: "fd01::2",
+        pod: "fd02::2",
+        cluster_ip: "fd96::1",
+        external: "2001:db8:5::1",
+        balancer: "2001:db8:6::1",
+        any: "::",
+    },
+];
+
+struct Scene {
+    client: Python,
+    remote: Python,
+    pod: Python,
+    plane: Plane,
+    table: DeviceTable,
+    node: Netns,
+    _namespaces: [Netns; 3],
+    _place: Place,
+}
+
+fn ip(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}
+
+const SERVICE: u32 = 1;
+const LOCAL: u32 = 1;
+const REMOTE: u32 = 2;
+
+impl Scene {
+    /// Serves with `hook`. Backends listen at port 80 of the pod and of the remote host. Ends in the node's namespace.
+    fn new(hook: Option<Hook>) -> Self {
+        let [outside, node, remote, pod] = ["c", "n", "r", "p"].map(Netns::new);
+        node.join(
+            "wan",
+            &outside,
+            "eth0",
+            &[
+                ("192.0.2.1/24", "192.0.2.10/24"),
+                ("2001:db8:1::1/64", "2001:db8:1::10/64"),
+            ],
+        );
+        node.join(
+            "inside",
+            &remote,
+            "eth0",
+            &[("10.0.1.1/24", "10.0.1.2/24"), ("fd01::1/64", "fd01::2/64")],
+        );
+        node.join(
+            "pod",
+            &pod,
+            "eth0",
+            &[("10.244.0.1/24", "10.244.0.2/24"), ("fd02::1/64", "fd02::2/64")],
+        );
+        for (namespace, v4, v6) in [
+            (&outside, "192.0.2.1", "2001:db8:1::1"),
+            (&pod, "10.244.0.1", "fd02::1"),
+        ] {
+            namespace.ip(&format!("route add default via {v4}"));
+            namespace.ip(&format!("-6 route add default via {v6}"));
+        }
+        node.sysctl("net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1");
+        let (client, mut remote_python, mut pod_python) = (outside.python(), remote.python(), pod.python());
+        for (python, name) in [(&mut remote_python, "remote"), (&mut pod_python, "local")] {
+            for any in ["0.0.0.0", "::"] {
+                // one socket for both families would need IPV6_V6ONLY off; two are as good
+                let port = if any == "::" { 81 } else { 80 };
+                assert_eq!(
+                    python.ask(&format!("tcp_serve('{any}', {port}, '{name}')")),
+                    "None"
+                );
+                assert_eq!(
+                    python.ask(&format!("udp_serve('{any}', {port}, '{name}')")),
+                    "None"
+                );
+            }
+        }
+
+        node.enter();
+        let place = Place::new();
+        let mut plane = Plane::new(&place);
+        plane.configure(|config| {
+            config.mark = 0x4000;
+            (config.nat_first, config.nat_last) = (61_000, u16::MAX);
+            config.service_ranges = [
+                range(ip("10.96.0.0"), 16),
+                range(ip("fd96::"), 64),
+                Default::default(),
+                Default::default(),
+            ];
+        });
+        let flags: BTreeMap<Addr, u32> = FAMILIES
+            .iter()
+            .flat_map(|family| [family.node, family.node_inside])
+            .map(|address| (ip(address).into(), node_addr_flag::NODE_PORTS))
+            .collect();
+        plane.node.set_addrs(&flags).unwrap();
+        let mut table = plane.kernel.device_table().unwrap();
+        for (device, v4, v6) in [
+            ("wan", "192.0.2.1", "2001:db8:1::1"),
+            ("inside", "10.0.1.1", "fd01::1"),
+        ] {
+            let index = node.index(device);
+            let row = Device {
+                v4: ip(v4).into(),
+                v6: ip(v6).into(),
+                flags: 0,
+                header: 14,
+            };
+            table.put(index, &row).unwrap();
+            let used = plane.kernel.nic().attach(index, hook).unwrap();
+            assert_eq!(used, hook.unwrap_or(Hook::Tcx));
+        }
+        Self {
+            client,
+            remote: remote_python,
+            pod: pod_python,
+            plane,
+            table,
+            node,
+            _namespaces: [outside, remote, pod],
+            _place: place,
+        }
+    }
+
+    /// One service of the family at all its frontends, port 8080 and node port 30080, with these backends.
+    fn serve(&mut self, family: &Family, backends: &[u32], flags: u32) {
+        let base = if family.v6 { 10 } else { 0 };
+        let service = SERVICE + base;
+        let port = if family.v6 { 81 } else { 80 };
+        for protocol in [Protocol::Tcp, Protocol::Udp] {
+            let udp = if protocol == Protocol::Udp { 20 } else { 0 };
+            let (service, base) = (service + udp, base + udp);
+            for (id, address, node) in [(LOCAL, family.pod, 1), (REMOTE, family.remote, 2)] {
+                let addr = std::net::SocketAddr::new(ip(address), port);
+                self.plane.backend_on(base + id, addr, protocol, node);
+            }
+            let ids: Vec<u32> = backends.iter().map(|id| base + id).collect();
+            let local: Vec<u32> = ids.iter().copied().filter(|id| *id == base + LOCAL).collect();
+            let local = self.plane.slots(service, &local);
+            let flags = flags
+                | if backends.is_empty() {
+                    0
+                } else {
+                    service_flag::HAS_ENDPOINTS
+                };
+            let row = Service {
+                local,
+                flags,
+                ..Service::default()
+            };
+            self.plane.serve(service, &ids, row);
+            self.plane.cluster_ip(family.cluster_ip, 8080, protocol, service);
+            self.plane.active_address(family.cluster_ip);
+            self.plane.node_port(family.any, 30080, protocol, service);
+            for (address, kind) in [
+                (family.external, frontend_kind::EXTERNAL_IP),
+                (family.balancer, frontend_kind::LOAD_BALANCER),
+            ] {
+                let key = common::frontend(address, 8080, protocol);
+                self.plane.front(key, service, kind);
+            }
+        }
+    }
+
+    fn ask(&mut self, protocol: &str, address: &str, port: u16) -> String {
+        self.client.ask(&format!("{protocol}('{address}', {port})"))
+    }
+
+    fn frontends(family: &Family) -> [(&'static str, u16); 5] {
+        [
+            (family.node, 30080),
+            (family.node_inside, 30080),
+            (family.external, 8080),
+            (family.balancer, 8080),
+            (family.cluster_ip, 8080),
+        ]
+    }
+}
+
+/// What a server says, without what the client said.
+fn told(answer: &str) -> String {
+    answer.strip_suffix(" hello").unwrap_or(answer).to_string()
+}
+
+fn other_hosts_reach_every_frontend(hook: Option<Hook>) {
+    let mut scene = Scene::new(hook);
+    for family in &FAMILIES {
+        for (backend, name, seen) in [
+            // a local backend sees the client, a remote one the node
+            (LOCAL, "local", family.client),
+            (REMOTE, "remote", family.node_inside),
+        ] {
+            scene.serve(family, &[backend], 0);
+            for (address, port) in Scene::frontends(family) {
+                for protocol in ["tcp", "udp"] {
+                    let answer = told(&scene.ask(protocol, address, port));
+                    assert_eq!(answer, format!("{name} {seen}"), "{protocol} {address}");
+                }
+            }
+            let bulk = format!("bulk('{}', 30080, 3000000)", family.node);
+            assert_eq!(scene.client.ask(&bulk), "True", "{name} {}", family.node);
+        }
+    }
+    for counter in ["store_failed", "nat_exhausted", "flow_lost", "no_nat_address"] {
+        assert_eq!(scene.plane.counter(counter), 0, "{counter}");
+    }
+    assert!(scene.plane.counter("packet_masqueraded") > 0 && scene.plane.counter("packet_unmasqueraded") > 0);
+}
+
+#[test]
+fn other_hosts_reach_every_frontend_through_links() {
+    other_hosts_reach_every_frontend(Some(Hook::Tcx));
+}
+
+#[test]
+fn other_hosts_reach_every_frontend_through_filters() {
+    other_hosts_reach_every_frontend(Some(Hook::Clsact));
+}
+
+#[test]
+fn policy_local_keeps_the_client_and_drops_without_a_local_backend() {
+    let mut scene = Scene::new(None);
+    for family in &FAMILIES {
+        scene.serve(family, &[LOCAL, REMOTE], service_flag::EXTERNAL_LOCAL);
+        for _ in 0..20 {
+            for (address, port) in [
+                (family.node, 30080),
+                (family.external, 8080),
+                (family.balancer, 8080),
+            ] {
+                let expected = format!("local {}", family.client);
+                assert_eq!(scene.ask("tcp", address, port), expected, "{address}");
+            }
+        }
+        scene.serve(family, &[REMOTE], service_flag::EXTERNAL_LOCAL);
+        let before = scene.plane.counter("no_local_backend");
+        let ask = format!("tcp('{}', 30080, timeout=0.3)", family.node);
+        assert_eq!(scene.client.ask(&ask), "TIMEOUT");
+        assert!(scene.plane.counter("no_local_backend") > before);
+        // the policy is not for this kind
+        let answer = scene.ask("tcp", family.cluster_ip, 8080);
+        assert_eq!(answer, format!("remote {}", family.node_inside));
+    }
+}
+
+#[test]
+fn connections_outlive_their_frontend_and_programs_are_replaced_under_them() {
+    let mut scene = Scene::new(None);
+    for family in &FAMILIES {
+        for (backend, key) in [(LOCAL, "local"), (REMOTE, "remote")] {
+            scene.serve(family, &[backend], 0);
+            let open = format!("tcp_keep('{key}{}', '{}', 30080)", family.v6, family.node);
+            assert!(scene.client.ask(&open).starts_with(key));
+        }
+    }
+    let mut key = common::frontend("0.0.0.0", 30080, Protocol::Tcp);
+    key.class = dataplane_common::abi::frontend_class::NODE_PORT;
+    scene
+        .plane
+        .write(&dataplane_model::program::Write::DeleteFrontend { key });
+    // as the next agent does
+    let next = dataplane_user::kernel::Kernel::open(&scene._place.config).unwrap();
+    let wan = scene.node.index("wan");
+    assert_eq!(next.nic().attached().unwrap().len(), 2);
+    assert_eq!(next.nic().attach(wan, None).unwrap(), Hook::Tcx);
+    for key in ["localFalse", "remoteFalse", "localTrue", "remoteTrue"] {
+        let key = key.replace("True", "true").replace("False", "false");
+        assert_eq!(
+            scene.client.ask(&format!("echo('{key}', 'still here')")),
+            "still here",
+            "{key}"
+        );
+    }
+    assert_eq!(
+        scene.ask("tcp", "192.0.2.1", 30080),
+        "ECONNREFUSED",
+        "the host's own answer"
+    );
+    // nothing is left behind
+    scene.table.remove(wan).unwrap();
+    next.nic().detach(wan).unwrap();
+    assert_eq!(next.nic().attached().unwrap().len(), 1);
+    assert_eq!(scene.remote.ask("1"), "1");
+    assert_eq!(scene.pod.ask("1"), "1");
+}
