@@ -246,6 +246,20 @@ impl ApiError {
             .with_details(details.into())
     }
 
+    /// 422: an option of the request is wrong; `kind` is the kind of the options.
+    pub fn invalid_options(kind: &str, cause: &Cause) -> Self {
+        Self::new(
+            422,
+            "Invalid",
+            format!("{kind}.meta.k8s.io \"\" is invalid: {}", cause.line()),
+        )
+        .with_details(json!({
+            "group": "meta.k8s.io",
+            "kind": kind,
+            "causes": [{"reason": cause.reason, "message": cause.message, "field": cause.field}],
+        }))
+    }
+
     /// 422 without a word on why: what the API answers to a JSON patch that does not apply.
     pub fn rejected() -> Self {
         Self::new(

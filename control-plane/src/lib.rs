@@ -8,6 +8,7 @@ pub mod config;
 pub mod controllers;
 pub mod discovery;
 pub mod error;
+pub mod fields;
 pub mod openapi;
 pub mod patch;
 pub mod pki;

@@ -326,7 +326,7 @@ fn selectable(kind: &str) -> &'static [&'static str] {
         "Service" => &["spec.clusterIP", "spec.type"],
         "Namespace" => &["status.phase"],
         "Secret" => &["type"],
-        "ReplicationController" => &["status.replicas"],
+        "ReplicationController" | "ReplicaSet" => &["status.replicas"],
         "Event" => &[
             "involvedObject.kind",
             "involvedObject.namespace",
@@ -465,6 +465,59 @@ fn unescape(value: &str) -> Option<String> {
         }
     }
     Some(plain)
+}
+
+/// Whether labels satisfy a `LabelSelector` of an object (`matchLabels`, `matchExpressions`); one that selects nothing in
+/// particular selects everything.
+pub fn matches_selector(selector: &Value, labels: &Value) -> bool {
+    let same = selector["matchLabels"]
+        .as_object()
+        .into_iter()
+        .flatten()
+        .all(|(key, value)| labels.get(key) == Some(value));
+    let terms = selector["matchExpressions"].as_array();
+    same && terms.into_iter().flatten().all(|term| {
+        let value = labels.get(term["key"].as_str().unwrap_or_default());
+        let listed =
+            value.is_some_and(|v| term["values"].as_array().is_some_and(|values| values.contains(v)));
+        match term["operator"].as_str().unwrap_or_default() {
+            "In" => listed,
+            "NotIn" => !listed,
+            "Exists" => value.is_some(),
+            "DoesNotExist" => value.is_none(),
+            _ => false,
+        }
+    })
+}
+
+/// A `LabelSelector` of an object as the text that `labelSelector` takes; empty if it selects everything.
+pub fn selector_text(selector: &Value) -> String {
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let mut terms: Vec<(String, String)> = Vec::new();
+    for (key, value) in selector["matchLabels"].as_object().into_iter().flatten() {
+        terms.push((key.clone(), format!("{key}={}", text(value))));
+    }
+    for term in selector["matchExpressions"].as_array().into_iter().flatten() {
+        let key = text(&term["key"]);
+        let mut values: Vec<String> = term["values"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .map(text)
+            .collect();
+        values.sort_unstable();
+        let values = values.join(",");
+        let written = match term["operator"].as_str().unwrap_or_default() {
+            "In" => format!("{key} in ({values})"),
+            "NotIn" => format!("{key} notin ({values})"),
+            "DoesNotExist" => format!("!{key}"),
+            _ => key.clone(),
+        };
+        terms.push((key, written));
+    }
+    terms.sort();
+    let terms: Vec<String> = terms.into_iter().map(|(_, text)| text).collect();
+    terms.join(",")
 }
 
 #[cfg(test)]
@@ -613,5 +666,36 @@ mod tests {
             let _ = LabelSelector::parse(&text);
             let _ = FieldSelector::parse(find("", "v1", "pods").unwrap(), &text);
         }
+    }
+
+    #[test]
+    fn selectors_of_objects() {
+        let selector = serde_json::json!({
+            "matchLabels": {"b": "1"},
+            "matchExpressions": [
+                {"key": "a", "operator": "In", "values": ["y", "x"]},
+                {"key": "c", "operator": "DoesNotExist"},
+                {"key": "d", "operator": "NotIn", "values": ["z"]},
+                {"key": "e", "operator": "Exists"},
+            ],
+        });
+        assert_eq!(selector_text(&selector), "a in (x,y),b=1,!c,d notin (z),e");
+        for (labels, expected) in [
+            (serde_json::json!({"a": "x", "b": "1", "e": ""}), true),
+            (serde_json::json!({"a": "w", "b": "1", "e": ""}), false),
+            (serde_json::json!({"a": "x", "b": "1", "c": "", "e": ""}), false),
+            (serde_json::json!({"a": "x", "b": "1", "d": "z", "e": ""}), false),
+            (serde_json::json!({"a": "x", "b": "1"}), false),
+            (serde_json::json!({"a": "x", "e": ""}), false),
+        ] {
+            assert_eq!(matches_selector(&selector, &labels), expected, "{labels}");
+            // The text selects the same.
+            let parsed = LabelSelector::parse(&selector_text(&selector)).unwrap();
+            assert_eq!(
+                parsed.matches(&serde_json::json!({"metadata": {"labels": labels}})),
+                expected
+            );
+        }
+        assert!(matches_selector(&serde_json::json!({}), &Value::Null));
     }
 }

@@ -9,14 +9,19 @@ pub mod diff;
 pub mod event;
 pub mod key;
 pub mod model;
+mod names;
 pub mod object;
 pub mod program;
 pub mod select;
+pub mod settings;
 pub mod sloppy;
 
-pub use desired::{BackendState, Desired, DesiredService, ServiceConfig, SetBackend};
-pub use diff::{Op, diff};
-pub use event::Event;
+pub use desired::{
+    BackendState, Desired, DesiredService, Frontends, Offer, ServiceConfig, SetBackend, table,
+};
+pub use diff::{Keeps, Op, diff};
+pub use event::{Event, HostPort};
 pub use key::{BackendKey, Family, ObjectName, Protocol, ServiceKey};
-pub use model::Model;
+pub use model::{HealthCheckNodePort, Model};
 pub use object::Problem;
+pub use settings::Settings;

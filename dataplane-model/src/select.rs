@@ -80,10 +80,31 @@ pub struct Selection {
     pub cluster: Vec<SetBackend>,
     /// For traffic under policy `Local`.
     pub local: Vec<SetBackend>,
-    /// Every endpoint that some traffic on this node may reach.
-    pub reachable: Vec<SetBackend>,
     /// An endpoint that could serve exists somewhere: a service without local endpoints then drops instead of refusing.
     pub has_any: bool,
+    policy: Policy,
+    filtered: bool,
+    local_fallback: bool,
+}
+
+impl Selection {
+    /// Every endpoint that some traffic on this node may reach.
+    #[must_use]
+    pub fn reachable(&self) -> Vec<SetBackend> {
+        if !self.policy.uses_local() {
+            return self.cluster.clone();
+        }
+        if !self.policy.uses_cluster() {
+            return self.local.clone();
+        }
+        let mut union = self.cluster.clone();
+        if self.filtered || (self.local_fallback && !self.local.is_empty()) {
+            let elsewhere = |l: &&SetBackend| !self.cluster.iter().any(|c| c.backend == l.backend);
+            union.extend(self.local.iter().filter(elsewhere));
+            union.sort_unstable();
+        }
+        union
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -96,61 +117,40 @@ enum Topology {
 /// Selects from `candidates`, whose order is kept.
 #[must_use]
 pub fn categorize(candidates: &[Candidate], policy: Policy) -> Selection {
-    let mut out = Selection::default();
-    if candidates.is_empty() {
-        return out;
-    }
+    let mut out = Selection {
+        policy,
+        ..Selection::default()
+    };
     let ready = || candidates.iter().filter(|c| c.ready);
     let fallback = |wanted: &dyn Fn(&Candidate) -> bool| -> Vec<SetBackend> {
         let chosen = candidates.iter().filter(|c| c.draining() && wanted(c));
         chosen.map(|c| c.member(BackendState::Terminating)).collect()
     };
-
-    let mut topology = Topology::Off;
     if policy.uses_cluster() {
-        topology = topology_of(candidates);
+        let topology = topology_of(candidates);
+        out.filtered = topology != Topology::Off;
         let in_topology = |c: &&Candidate| match topology {
             Topology::Off => true,
             Topology::SameNode => c.node_hint == Hint::Here,
             Topology::SameZone => c.zone_hint == Hint::Here,
         };
-        out.cluster = ready()
-            .filter(in_topology)
-            .map(|c| c.member(BackendState::Active))
-            .collect();
+        out.cluster.reserve_exact(candidates.len());
+        let chosen = ready().filter(in_topology);
+        out.cluster.extend(chosen.map(|c| c.member(BackendState::Active)));
         if out.cluster.is_empty() {
             out.cluster = fallback(&|_| true);
         }
         out.has_any = !out.cluster.is_empty();
     }
-    if !policy.uses_local() {
-        out.reachable = out.cluster.clone();
-        return out;
+    if policy.uses_local() {
+        out.has_any |= candidates.iter().any(|c| c.ready || c.draining());
+        let local = ready().filter(|c| c.local);
+        out.local = local.map(|c| c.member(BackendState::Active)).collect();
+        if out.local.is_empty() {
+            out.local_fallback = true;
+            out.local = fallback(&|c| c.local);
+        }
     }
-
-    out.has_any |= candidates.iter().any(|c| c.ready || c.draining());
-    out.local = ready()
-        .filter(|c| c.local)
-        .map(|c| c.member(BackendState::Active))
-        .collect();
-    let local_fallback = out.local.is_empty();
-    if local_fallback {
-        out.local = fallback(&|c| c.local);
-    }
-    out.reachable = if !policy.uses_cluster() {
-        out.local.clone()
-    } else if topology == Topology::Off && (!local_fallback || out.local.is_empty()) {
-        out.cluster.clone()
-    } else {
-        let mut union = out.cluster.clone();
-        union.extend(
-            out.local
-                .iter()
-                .filter(|l| !out.cluster.iter().any(|c| c.backend == l.backend)),
-        );
-        union.sort_unstable();
-        union
-    };
     out
 }
 

@@ -3,7 +3,7 @@
 
 mod common;
 
-use dataplane_common::abi::{FrontendKey, FrontendValue, Service, SetWord, Slot};
+use dataplane_common::abi::{FrontendKey, FrontendValue, Service, SetWord, Slot, frontend_class};
 use dataplane_model::Model;
 use dataplane_model::program::{FakeMaps, FaultyMaps, Maps, Programmer, SetKind, Write};
 use serde_json::json;
@@ -28,11 +28,17 @@ fn programmed() -> Programmer<FakeMaps> {
     programmer
 }
 
+/// The frontends that lead to services, in order.
+fn services(maps: &(impl Maps + ?Sized)) -> Vec<(FrontendKey, FrontendValue)> {
+    let mut frontends = maps.frontends().unwrap();
+    frontends.retain(|(key, _)| key.class != frontend_class::ACTIVE_ADDRESS);
+    frontends.sort_by_key(|(key, _)| *key);
+    frontends
+}
+
 /// Everything that a program in the kernel can reach, by address of the frontend.
 fn reachable(maps: &impl Maps) -> Vec<(FrontendKey, u8, u32, Vec<String>)> {
-    let mut out: Vec<_> = maps
-        .frontends()
-        .unwrap()
+    let mut out: Vec<_> = services(maps)
         .into_iter()
         .map(|(key, value)| {
             let row = maps.service(value.service).unwrap();
@@ -53,9 +59,7 @@ fn reachable(maps: &impl Maps) -> Vec<(FrontendKey, u8, u32, Vec<String>)> {
 type Damage = (&'static str, fn(&mut dyn Maps), &'static [(&'static str, u64)]);
 
 fn first(maps: &dyn Maps) -> (FrontendKey, FrontendValue, Service) {
-    let mut frontends = maps.frontends().unwrap();
-    frontends.sort_by_key(|(key, _)| *key);
-    let (key, value) = frontends[0];
+    let (key, value) = services(maps)[0];
     (key, value, maps.service(value.service).unwrap())
 }
 

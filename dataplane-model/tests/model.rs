@@ -350,11 +350,12 @@ fn a_complete_list_replaces_without_false_conflicts() {
     };
     assert_eq!(model.apply(Event::ServicesReplaced(vec![*heir])), []);
     assert_eq!(model.object_counts(), (1, 0));
-    let dirty: Vec<_> = model
+    let mut dirty: Vec<_> = model
         .take_dirty()
         .iter()
         .map(|k| k.service.name.to_string())
         .collect();
+    dirty.sort();
     assert_eq!(dirty, ["a", "b"]);
     model.apply(slice("b-1", "b", &ready(&["10.0.0.1"]), &json!({})));
     assert_eq!(model.apply(Event::SlicesReplaced(vec![])), []);

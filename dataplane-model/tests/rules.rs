@@ -5,7 +5,7 @@
 mod common;
 
 use common::{merge, ready, service, slice};
-use dataplane_common::abi::service_flag::{EXTERNAL_LOCAL, INTERNAL_LOCAL};
+use dataplane_common::abi::service_flag::{EXTERNAL_LOCAL, HAS_ENDPOINTS, INTERNAL_LOCAL};
 use dataplane_model::object::{MAX_MESSAGE, MAX_PROBLEMS};
 use dataplane_model::{DesiredService, Event, Model, SetBackend};
 use k8s_openapi::serde::de::DeserializeOwned;
@@ -79,8 +79,8 @@ fn what_a_real_api_server_lists_is_understood() {
     assert_eq!(
         shown(&model),
         [
-            "demo/lb/TCP IPv4 at 10.96.88.94:80: [] []",
-            "demo/myweb:http/TCP IPv4 at 10.109.216.163:8080: [10.244.1.3:8080/TCP] []",
+            "demo/lb/TCP IPv4 at 0.0.0.0:32134 10.96.88.94:80: [] []",
+            "demo/myweb:http/TCP IPv4 at 0.0.0.0:30001 10.109.216.163:8080: [10.244.1.3:8080/TCP] []",
         ]
     );
     let balanced = recorded(include_str!("fixtures/service-status-patch.json"));
@@ -122,9 +122,9 @@ fn what_a_real_api_server_reports_is_followed() {
         most,
         [
             "demo/applied/TCP IPv4 at 10.111.217.100:80: [] []",
-            "demo/lb/TCP IPv4 at 10.96.88.94:80: [] []",
-            "demo/myweb:extra/TCP IPv4 at 10.109.216.163:9090: [] []",
-            "demo/myweb:http/TCP IPv4 at 10.109.216.163:8080: [] []",
+            "demo/lb/TCP IPv4 at 0.0.0.0:32134 203.0.113.7:80 10.96.88.94:80: [] []",
+            "demo/myweb:extra/TCP IPv4 at 0.0.0.0:32512 10.109.216.163:9090: [] []",
+            "demo/myweb:http/TCP IPv4 at 0.0.0.0:30001 10.109.216.163:8080: [] []",
         ]
     );
     assert_eq!(model.desired_all().services.len(), 0, "all were deleted");
@@ -232,7 +232,7 @@ fn external_policy_counts_for_some_types_only() {
         let desired = with_two_endpoints(&spec);
         assert_eq!(
             (desired.config.flags, desired.local.len()),
-            (flags, local),
+            (flags | HAS_ENDPOINTS, local),
             "{name}"
         );
         assert_eq!(
@@ -252,7 +252,11 @@ fn internal_policy_is_cluster_unless_local() {
     ] {
         let desired = with_two_endpoints(&json!({"spec": {"internalTrafficPolicy": policy}}));
         let found = (desired.cluster.len(), desired.local.len());
-        assert_eq!((desired.config.flags, found), (flags, sets), "{policy}");
+        assert_eq!(
+            (desired.config.flags, found),
+            (flags | HAS_ENDPOINTS, sets),
+            "{policy}"
+        );
     }
 }
 
@@ -416,7 +420,8 @@ fn without_a_node_name_no_endpoint_is_local() {
     let endpoints = json!([{"addresses": ["10.0.0.1"], "nodeName": ""}, {"addresses": ["10.0.0.2"]}]);
     model.apply(slice("s-1", "s", &endpoints, &json!({})));
     let desired = only(&model);
-    assert_eq!((desired.local.len(), desired.has_any), (0, true));
+    let has_endpoints = desired.config.flags & HAS_ENDPOINTS != 0;
+    assert_eq!((desired.local.len(), has_endpoints), (0, true));
 }
 
 #[test]

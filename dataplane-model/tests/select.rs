@@ -199,7 +199,7 @@ fn endpoints_are_selected_as_by_kube_proxy() {
         let found = (
             numbers(&selection.cluster),
             numbers(&selection.local),
-            numbers(&selection.reachable),
+            numbers(&selection.reachable()),
             selection.has_any,
         );
         let expected = (

@@ -1,11 +1,12 @@
 //! The agent's settings, from the command line.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context as _;
-use clap::{Args, ValueEnum};
+use clap::{ArgMatches, Args, Command, ValueEnum};
 use serde_json::{Value, json};
 
 use crate::devices;
@@ -170,6 +171,8 @@ pub struct AgentConfig {
     pub warnings: Vec<String>,
     /// How to log, as far as kube-proxy's settings say.
     pub log: LogWish,
+    /// The flags that have a value, given or by default, as `/flagz` shows them.
+    pub flags: BTreeMap<String, String>,
     /// Devices that the packet programs serve.
     pub devices: devices::Wanted,
     /// Sizes of the maps.
@@ -241,6 +244,7 @@ impl TryFrom<AgentArgs> for AgentConfig {
             warnings,
             log,
             proxy,
+            flags: BTreeMap::new(),
             cgroup_root: args.cgroup_root,
             bpffs_root: args.bpffs_root,
             state_dir: args.state_dir,
@@ -258,6 +262,22 @@ impl TryFrom<AgentArgs> for AgentConfig {
             ebpf_log_level: args.ebpf_log_level as u8,
         })
     }
+}
+
+/// The flags of a command that have a value, given or by default.
+#[must_use]
+pub fn flag_values(command: &Command, matches: &ArgMatches) -> BTreeMap<String, String> {
+    let named = command
+        .get_arguments()
+        .filter_map(|arg| Some((arg.get_id().as_str(), arg.get_long()?)));
+    named
+        .filter_map(|(id, name)| {
+            // not every argument has values: --help
+            let values = matches.try_get_raw(id).ok().flatten()?;
+            let values: Vec<_> = values.map(|value| value.to_string_lossy()).collect();
+            Some((name.to_owned(), values.join(",")))
+        })
+        .collect()
 }
 
 /// kube-proxy's configuration from its file, or from flags, with its defaults; and the file it is from.
@@ -381,7 +401,7 @@ mod tests {
     use super::*;
 
     fn config(args: &[&str]) -> anyhow::Result<AgentConfig> {
-        let command = AgentArgs::augment_args(clap::Command::new("agent"));
+        let command = AgentArgs::augment_args(Command::new("agent"));
         let matches = command.try_get_matches_from([&["agent"], args].concat())?;
         AgentConfig::try_from(AgentArgs::from_arg_matches(&matches)?)
     }
@@ -428,7 +448,7 @@ mod tests {
         assert_eq!(proxy.sync_period(), Duration::from_secs(10));
         assert_eq!(found.log.verbosity, Some(4));
         assert_eq!(found.master.unwrap(), "http://10.0.0.1:8080");
-        assert_eq!(found.warnings.len(), 1, "{:?}", found.warnings);
+        assert_eq!(found.warnings, [""; 0]);
     }
 
     #[test]
@@ -495,6 +515,28 @@ mod tests {
             let error = format!("{:#}", config(args).unwrap_err());
             assert!(error.contains(named), "{args:?}: {error}");
         }
+    }
+
+    #[test]
+    fn flags_that_have_a_value_are_shown() {
+        let command = AgentArgs::augment_args(Command::new("agent"));
+        let args = [
+            "agent",
+            "-v",
+            "4",
+            "--conntrack-min=7",
+            "--masquerade-all",
+            "--dir=/d",
+        ];
+        let matches = command.clone().try_get_matches_from(args).unwrap();
+        let found = flag_values(&command, &matches);
+        let of = |name: &str| found.get(name).map(String::as_str);
+        assert_eq!(of("v"), Some("4"));
+        assert_eq!(of("conntrack-min"), Some("7"));
+        assert_eq!(of("masquerade-all"), Some("true"));
+        assert_eq!(of("dir"), Some("/d"));
+        assert_eq!(of("state-dir"), Some(STATE_DIR));
+        assert_eq!(of("cluster-cidr"), None);
     }
 
     #[test]

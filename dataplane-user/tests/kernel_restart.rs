@@ -209,7 +209,8 @@ fn broken_maps_are_refused_and_counted() {
     let (service_id, backend_id) = (programmer.services()[0].id, programmer.services()[0].cluster[0].0);
     let base = programmer.maps().service(service_id).unwrap().cluster.base();
     let row = programmer.maps().backend(backend_id).unwrap();
-    let value = programmer.maps().frontends().unwrap()[0].1;
+    let frontends = programmer.maps().frontends().unwrap();
+    let (_, value) = *frontends.iter().find(|(key, _)| *key == front).unwrap();
     let mut client = Client::new(&place.config.cgroup_root);
     let mut expect = |programmer: &mut dataplane_model::program::Programmer<RealMaps>,
                       write: Write<'_>,

@@ -23,6 +23,10 @@ pub enum Mode {
     Udp,
     /// A datagram from a connected socket.
     UdpConnected,
+    /// Datagrams from one unconnected socket that stays open.
+    UdpStay,
+    /// Datagrams from one connected socket that stays open until it fails.
+    UdpHold,
 }
 
 impl Mode {
@@ -32,7 +36,49 @@ impl Mode {
             Self::Hold => "hold",
             Self::Udp => "udp",
             Self::UdpConnected => "udp-connected",
+            Self::UdpStay => "udp-stay",
+            Self::UdpHold => "udp-hold",
         }
+    }
+}
+
+/// How to ask.
+#[derive(Debug, Clone, Copy)]
+pub struct Question {
+    /// What a request is.
+    pub mode: Mode,
+    /// Ask for the address that the server sees, not for its name.
+    pub source: bool,
+    /// Length of a datagram and of its answer, if more than they need.
+    pub size: usize,
+    /// Source port of datagrams; 0: any.
+    pub source_port: u16,
+    /// How long to wait for an answer, milliseconds.
+    pub timeout_ms: u64,
+}
+
+impl From<Mode> for Question {
+    fn from(mode: Mode) -> Self {
+        Self {
+            mode,
+            source: false,
+            size: 0,
+            source_port: 0,
+            timeout_ms: 2000,
+        }
+    }
+}
+
+impl Question {
+    fn flags(self) -> Vec<String> {
+        let mut flags: Vec<String> = ["--mode", self.mode.flag()].map(Into::into).into();
+        if self.source {
+            flags.push("--source".into());
+        }
+        flags.extend(["--size".into(), self.size.to_string()]);
+        flags.extend(["--source-port".into(), self.source_port.to_string()]);
+        flags.extend(["--timeout-ms".into(), self.timeout_ms.to_string()]);
+        flags
     }
 }
 
@@ -64,10 +110,17 @@ impl Load {
     ///
     /// # Errors
     /// When it cannot be started or ends without an answer.
-    pub fn start(place: &Place, target: SocketAddr, mode: Mode, rate: u32, workers: u32) -> Result<Self> {
+    pub fn start(
+        place: &Place,
+        target: SocketAddr,
+        question: impl Into<Question>,
+        rate: u32,
+        workers: u32,
+    ) -> Result<Self> {
         let mut command = place.command(program("beeline-load")?)?;
         command
-            .args(["--target", &target.to_string(), "--mode", mode.flag()])
+            .args(["--target", &target.to_string()])
+            .args(question.into().flags())
             .args(["--rate", &rate.to_string(), "--workers", &workers.to_string()])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped());
@@ -110,18 +163,17 @@ impl Load {
     ///
     /// # Errors
     /// When the client cannot be run; failed requests are in the report.
-    pub fn ask(place: &Place, target: SocketAddr, mode: Mode, count: u64) -> Result<LoadReport> {
-        let printed = place.output(
-            program("beeline-load")?,
-            &[
-                "--target",
-                &target.to_string(),
-                "--mode",
-                mode.flag(),
-                "--count",
-                &count.to_string(),
-            ],
-        )?;
+    pub fn ask(
+        place: &Place,
+        target: SocketAddr,
+        question: impl Into<Question>,
+        count: u64,
+    ) -> Result<LoadReport> {
+        let flags = question.into().flags();
+        let (target, count) = (target.to_string(), count.to_string());
+        let mut args = vec!["--target", &target, "--count", &count];
+        args.extend(flags.iter().map(String::as_str));
+        let printed = place.output(program("beeline-load")?, &args)?;
         let last = printed.lines().last().unwrap_or_default();
         serde_json::from_str(last).with_context(|| format!("beeline-load printed {printed:?}"))
     }

@@ -32,6 +32,7 @@ pub struct Cluster {
     switch: Place,
     keep: bool,
     nodes: AtomicU32,
+    outside: AtomicU32,
 }
 
 impl Cluster {
@@ -91,6 +92,7 @@ impl Cluster {
             switch,
             keep,
             nodes: AtomicU32::new(0),
+            outside: AtomicU32::new(0),
         })
     }
 
@@ -156,12 +158,7 @@ impl Cluster {
             format!("route add default via 169.254.1.2 dev up0 onlink src {v4}"),
             format!("route add ::/0 via fe80::1 dev up0 src {v6}"),
         ])?;
-        self.switch.netns().ip_batch(&[
-            format!("route add {v4}/32 dev {short} src {SWITCH_V4}"),
-            format!("route add 10.244.{index}.0/24 via {v4} dev {short} onlink src {SWITCH_V4}"),
-            format!("route add {v6}/128 dev {short} src {SWITCH_V6}"),
-            format!("route add fd00:10:244:{index:x}::/64 via {v6} dev {short} src {SWITCH_V6}"),
-        ])?;
+        self.switch.netns().ip_batch(&routes(index, v4, v6))?;
         Ok(Node {
             name: format!("node-{index}"),
             index,
@@ -173,6 +170,120 @@ impl Cluster {
             v6,
             pods: AtomicU32::new(1),
         })
+    }
+}
+
+impl Cluster {
+    /// Adds a host that is no part of the cluster, at 192.0.2.`i` and `2001:db8::i`: a client from the world. It knows
+    /// the nodes, and no pod or service address but by [`Cluster::route_to`].
+    ///
+    /// # Errors
+    /// When a part of it cannot be made.
+    pub fn add_outside_host(&self) -> Result<OutsideHost> {
+        let index = self.outside.fetch_add(1, Ordering::Relaxed) + 1;
+        let index = u8::try_from(index).context("too many hosts")?;
+        let short = format!("o{index}");
+        let (v4, v6) = (Ipv4Addr::new(192, 0, 2, index), outside_v6(index));
+        let group = self.cgroup.join(&short);
+        cgroup::create(&group)?;
+        let netns = Arc::new(NetNs::create(&format!("{}-{short}", self.name))?);
+        self.switch.netns().ip_batch(&[
+            format!("link add {short} type veth peer name up0 netns {}", netns.name()),
+            format!("link set {short} up"),
+            format!("addr add fe80::1/64 dev {short} nodad"),
+        ])?;
+        netns.ip_batch(&[
+            format!("addr add {v4}/32 dev up0"),
+            format!("addr add {v6}/128 dev up0 nodad"),
+            "link set up0 up".to_owned(),
+            format!("route add default via 169.254.1.2 dev up0 onlink src {v4}"),
+            format!("route add ::/0 via fe80::1 dev up0 src {v6}"),
+        ])?;
+        self.switch.netns().ip_batch(&[
+            format!("route add {v4}/32 dev {short} src {SWITCH_V4}"),
+            format!("route add {v6}/128 dev {short} src {SWITCH_V6}"),
+        ])?;
+        Ok(OutsideHost {
+            place: Place::new(netns, group, self.keep),
+            v4,
+            v6,
+        })
+    }
+
+    /// Sends what the world sends to an address (a load balancer's, an external one) to this node.
+    ///
+    /// # Errors
+    /// When the route cannot be set.
+    pub fn route_to(&self, address: IpAddr, node: &Node) -> Result<()> {
+        let device = format!("n{}", node.index);
+        let line = match address {
+            IpAddr::V4(v4) => format!("route replace {v4}/32 via {} dev {device} onlink", node.v4),
+            IpAddr::V6(v6) => format!("route replace {v6}/128 via {} dev {device}", node.v6),
+        };
+        self.switch.netns().ip_batch(&[line])
+    }
+
+    /// Cuts a node off, as by a power failure: nothing arrives any more, and nobody is told.
+    ///
+    /// # Errors
+    /// When `ip` fails.
+    pub fn unplug(&self, node: &Node) -> Result<()> {
+        // Not the link itself: its routes would go with it, and clients would be told that there is none.
+        let [v4, v6] = node.pod_cidrs();
+        self.switch.netns().ip_batch(&[
+            format!("route replace blackhole {}/32", node.v4),
+            format!("route replace blackhole {v4}"),
+            format!("route replace blackhole {}/128", node.v6),
+            format!("route replace blackhole {v6}"),
+        ])
+    }
+
+    /// Undoes [`Cluster::unplug`].
+    ///
+    /// # Errors
+    /// When `ip` fails.
+    pub fn plug_in(&self, node: &Node) -> Result<()> {
+        self.switch
+            .netns()
+            .ip_batch(&routes(node.index, node.v4, node.v6))
+    }
+}
+
+/// The switch's routes to a node and its pods.
+fn routes(index: u8, v4: Ipv4Addr, v6: Ipv6Addr) -> [String; 4] {
+    [
+        format!("route replace {v4}/32 dev n{index} src {SWITCH_V4}"),
+        format!("route replace 10.244.{index}.0/24 via {v4} dev n{index} onlink src {SWITCH_V4}"),
+        format!("route replace {v6}/128 dev n{index} src {SWITCH_V6}"),
+        format!("route replace fd00:10:244:{index:x}::/64 via {v6} dev n{index} src {SWITCH_V6}"),
+    ]
+}
+
+/// A host outside the cluster. Goes with it.
+#[derive(Debug)]
+pub struct OutsideHost {
+    place: Place,
+    v4: Ipv4Addr,
+    v6: Ipv6Addr,
+}
+
+impl OutsideHost {
+    /// Where its processes run.
+    #[must_use]
+    pub fn place(&self) -> &Place {
+        &self.place
+    }
+
+    /// Its IPv4 address.
+    #[must_use]
+    pub fn v4(&self) -> Ipv4Addr {
+        self.v4
+    }
+
+    /// Its IPv6 address.
+    #[must_use]
+    pub fn v6(&self) -> Ipv6Addr {
+        self.v6
     }
 }
 
@@ -190,6 +301,10 @@ impl Drop for Cluster {
 
 const SWITCH_V4: Ipv4Addr = Ipv4Addr::new(172, 31, 0, 254);
 const SWITCH_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x172, 0x31, 0, 0, 0, 0, 0xfe);
+
+fn outside_v6(index: u8) -> Ipv6Addr {
+    Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, u16::from(index))
+}
 
 fn node_v6(index: u8) -> Ipv6Addr {
     Ipv6Addr::new(0xfd00, 0x172, 0x31, 0, 0, 0, 0, u16::from(index))

@@ -22,7 +22,7 @@ pub mod signals;
 
 pub use agent::{Agent, AgentOptions, Source};
 pub use client::{Load, LoadReport};
-pub use cluster::{Cluster, Node, Pod};
+pub use cluster::{Cluster, Node, OutsideHost, Pod};
 pub use control_plane::ControlPlane;
 pub use objects::ObjectDir;
 pub use process::{Place, Process};

@@ -69,6 +69,9 @@ fn build(name: &str) -> Value {
         if r.kind == "Pod" {
             wanted.push("io.k8s.api.core.v1.Binding".to_owned());
         }
+        if r.subresource("scale").is_some() {
+            wanted.push("io.k8s.api.autoscaling.v1.Scale".to_owned());
+        }
     }
     while let Some(name) = wanted.pop() {
         if schemas.contains_key(&name) {
@@ -175,9 +178,11 @@ mod tests {
             names,
             [
                 "api/v1",
+                "apis/apps/v1",
                 "apis/coordination.k8s.io/v1",
                 "apis/discovery.k8s.io/v1",
-                "apis/networking.k8s.io/v1"
+                "apis/networking.k8s.io/v1",
+                "apis/rbac.authorization.k8s.io/v1"
             ]
         );
         assert!(document("apis/nope/v1").is_none());

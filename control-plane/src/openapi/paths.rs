@@ -44,10 +44,22 @@ pub(super) fn add(r: &ResourceInfo, root: &str, paths: &mut Map<String, Value>) 
     paths.insert(one.clone(), item.into());
 
     for sub in r.subresources {
-        // A binding is no object that can be read or patched.
-        if sub.kind != r.kind {
-            continue;
-        }
+        let scale;
+        let r = match sub.kind {
+            kind if kind == r.kind => r,
+            "Scale" => {
+                scale = ResourceInfo {
+                    group: sub.group,
+                    version: sub.version,
+                    kind: sub.kind,
+                    schema: "io.k8s.api.autoscaling.v1.Scale",
+                    ..*r
+                };
+                &scale
+            }
+            // A binding is no object that can be read or patched.
+            _ => continue,
+        };
         let mut item = path_item(&parameters);
         for verb in sub.verbs {
             match *verb {

@@ -41,6 +41,8 @@ pub(crate) fn strategy(schema: &str, field: &str) -> Option<Strategy> {
         ("core.v1.ReplicationControllerStatus", "conditions") => ByKey("type"),
         ("core.v1.ServiceAccount", "secrets") => ByKey("name"),
         ("networking.v1.ServiceCIDRStatus", "conditions") => ByKey("type"),
+        ("apps.v1.DeploymentStatus" | "apps.v1.ReplicaSetStatus", "conditions") => ByKey("type"),
+        ("apps.v1.DaemonSetStatus", "conditions") => ByKey("type"),
         _ => return None,
     };
     Some(found)

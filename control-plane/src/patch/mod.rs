@@ -22,10 +22,7 @@ const MAX_OPERATIONS: usize = 10_000;
 /// Size of an object in bytes. A few copy operations can double it again and again.
 const MAX_SIZE: usize = 3 * 1024 * 1024;
 
-/// Computes the object that results from a patch. For server-side apply of an object that does not exist, `old` is null.
-///
-/// Server-side apply is simplified: the given fields are merged into the object as a strategic merge patch would;
-/// nobody's ownership of fields is tracked, so leaving a field out does not remove it and there are no conflicts.
+/// Computes the object that results from a patch of any type but server-side apply, which is in [`crate::fields`].
 ///
 /// # Errors
 /// Unsupported media type, a patch that cannot be read, or one that does not apply.
@@ -40,13 +37,6 @@ pub fn apply(r: &ResourceInfo, content_type: &str, old: &Value, patch: &[u8]) ->
             Ok(new)
         }
         STRATEGIC_MERGE_PATCH => strategic_merge(r, old, object(parse(patch)?)?),
-        APPLY_PATCH => {
-            let text = std::str::from_utf8(patch)
-                .map_err(|e| ApiError::bad_request(format!("error decoding YAML: {e}")))?;
-            let value: Value = serde_saphyr::from_str(text)
-                .map_err(|e| ApiError::bad_request(format!("error decoding YAML: {e}")))?;
-            strategic_merge(r, old, object(value)?)
-        }
         _ => Err(ApiError::unsupported_media_type(&[
             JSON_PATCH,
             MERGE_PATCH,

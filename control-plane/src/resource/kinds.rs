@@ -1,11 +1,11 @@
-//! Rules of the smaller kinds: Namespace, Node, EndpointSlice, Event, ReplicationController.
+//! Rules of Namespace, Node, EndpointSlice and Event.
 
 use std::net::IpAddr;
 
 use ipnet::IpNet;
 use serde_json::{Value, json};
 
-use super::{meta, names, pod};
+use super::{copy, meta, names};
 use crate::error::Cause;
 
 /// The finalizer that keeps a namespace until it is empty.
@@ -47,6 +47,26 @@ pub(super) fn create_node(node: &mut Value) {
         list.push(json!({"key": NOT_READY, "effect": "NoSchedule"}));
     }
     node_status_defaults(node);
+}
+
+/// A node always has a specification.
+pub(super) fn node_defaults(node: &mut Value) {
+    sync_pod_cidrs(node);
+    if node["spec"].is_null() {
+        node["spec"] = json!({});
+    }
+}
+
+/// The status of a node after a change.
+pub(super) fn node_status(_: &Value, node: &mut Value) -> Vec<Cause> {
+    node_status_defaults(node);
+    Vec::new()
+}
+
+/// Finalizers of a namespace's specification change through `finalize` only.
+pub(super) fn keep_namespace(old: &Value, new: &mut Value) {
+    copy(old, new, "spec");
+    label_namespace(new);
 }
 
 /// Fields of a node's status that are always there.
@@ -341,65 +361,4 @@ pub(super) fn validate_event(event: &Value) -> Vec<Cause> {
         )];
     }
     Vec::new()
-}
-
-/// Completes a new ReplicationController: selector and labels come from its template.
-pub(super) fn replication_controller_defaults(rc: &mut Value) {
-    if !rc["spec"].is_object() {
-        rc["spec"] = json!({});
-    }
-    if rc["spec"]["replicas"].is_null() {
-        rc["spec"]["replicas"] = 1.into();
-    }
-    let labels = rc["spec"]["template"]["metadata"]["labels"].clone();
-    if labels.is_object() {
-        if rc["spec"]["selector"].is_null() {
-            rc["spec"]["selector"] = labels.clone();
-        }
-        if rc["metadata"]["labels"].is_null() {
-            rc["metadata"]["labels"] = labels;
-        }
-    }
-    if rc["spec"]["template"].is_object() {
-        pod::template_defaults(&mut rc["spec"]["template"]);
-    }
-}
-
-/// What is wrong with a ReplicationController.
-pub(super) fn validate_replication_controller(rc: &Value) -> Vec<Cause> {
-    let mut causes = Vec::new();
-    let spec = &rc["spec"];
-    let selector = spec["selector"].as_object();
-    if selector.is_none_or(serde_json::Map::is_empty) {
-        causes.push(Cause::required("spec.selector", ""));
-    }
-    let replicas = spec["replicas"].as_i64().unwrap_or(0);
-    if replicas < 0 {
-        causes.push(Cause::invalid(
-            "spec.replicas",
-            &replicas.into(),
-            "must be greater than or equal to 0",
-        ));
-    }
-    if spec["template"].is_null() {
-        causes.push(Cause::required("spec.template", ""));
-        return causes;
-    }
-    let labels = &spec["template"]["metadata"]["labels"];
-    if selector
-        .into_iter()
-        .flatten()
-        .any(|(k, v)| labels.get(k) != Some(v))
-    {
-        causes.push(Cause::invalid(
-            "spec.template.metadata.labels",
-            labels,
-            "`selector` does not match template `labels`",
-        ));
-    }
-    causes.extend(pod::validate_spec(
-        &spec["template"]["spec"],
-        "spec.template.spec",
-    ));
-    causes
 }

@@ -302,9 +302,5 @@ pub(super) fn labels(labels: &Value, field: &str, causes: &mut Vec<Cause>) {
 }
 
 fn check_name(r: &ResourceInfo, name: &str) -> Vec<String> {
-    match (r.group, r.kind) {
-        ("", "Service") => names::dns1035_label(name),
-        ("", "Namespace") => names::dns1123_label(name),
-        _ => names::dns1123_subdomain(name),
-    }
+    (r.rules.name)(name)
 }

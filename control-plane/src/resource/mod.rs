@@ -4,23 +4,29 @@
 //! (see `shape`): values of a wrong type are refused, unknown fields are dropped, so that the rules can rely on types.
 
 mod allocator;
+mod config;
 mod kinds;
 mod meta;
 mod names;
+mod network;
 mod pod;
+mod rbac;
 mod registry;
+mod rules;
 pub(crate) mod schema;
 mod service;
 mod service_validation;
 mod shape;
+mod workloads;
 
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 
 pub use allocator::Allocator;
 pub use pod::bind;
 pub use registry::{RESOURCES, ResourceInfo, SubresourceInfo, find};
 
 use crate::error::{ApiError, Cause};
+use crate::fields::{self, Manager};
 
 /// What is wrong with the key of a label; nothing if it is right.
 pub(crate) fn label_key_errors(key: &str) -> Vec<String> {
@@ -75,6 +81,20 @@ pub struct Ctx<'a> {
     pub field_validation: FieldValidation,
     /// Texts for `Warning` headers are added here.
     pub warnings: &'a mut Vec<String>,
+    /// Who will own what the object's fields are.
+    pub ownership: &'a Ownership,
+}
+
+/// What a write does to `metadata.managedFields`.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Ownership {
+    /// Nothing: the server's own writes.
+    #[default]
+    Keep,
+    /// The object already says who owns what: the result of an apply.
+    Given,
+    /// The manager gets what it sets or changes.
+    Of(Manager),
 }
 
 /// Checks and completes an object that is to be created.
@@ -86,45 +106,30 @@ pub struct Ctx<'a> {
 /// The answer to give to the client.
 pub fn prepare_create(r: &ResourceInfo, ctx: &mut Ctx<'_>, obj: &mut Value) -> Result<(), ApiError> {
     decode(r, ctx, obj)?;
+    let managed = match ctx.ownership {
+        Ownership::Keep => None,
+        Ownership::Given => obj["metadata"].get("managedFields").cloned(),
+        Ownership::Of(manager) => {
+            let mut completed = obj.clone();
+            complete(r, &mut completed)?;
+            Some(fields::created(r, &completed, manager))
+        }
+    };
     meta::prepare_create(r, ctx, obj)?;
-    let causes = match r.kind {
-        "Service" => return service::create(r, ctx.alloc, obj),
-        "Pod" => {
-            pod::prepare_create(obj);
-            pod::validate_spec(&obj["spec"], "spec")
-        }
-        "Namespace" => {
-            kinds::create_namespace(obj);
-            Vec::new()
-        }
-        "Node" => {
-            kinds::create_node(obj);
-            kinds::validate_node(obj)
-        }
-        "EndpointSlice" => {
-            kinds::slice_defaults(obj);
-            kinds::validate_slice(obj)
-        }
-        "Event" => {
-            kinds::event_defaults(obj);
-            kinds::validate_event(obj)
-        }
-        "ReplicationController" => {
-            kinds::replication_controller_defaults(obj);
-            obj["status"] = json!({"replicas": 0});
-            kinds::validate_replication_controller(obj)
-        }
-        "Secret" => {
-            secret_defaults(obj);
-            Vec::new()
-        }
-        _ => {
+    set_managed(obj, managed);
+    if r.is("", "Service") {
+        return service::create(r, ctx.alloc, obj);
+    }
+    (r.rules.defaults)(obj);
+    match r.rules.create {
+        Some(create) => create(obj),
+        None => {
             if let (true, Some(map)) = (r.has_status, obj.as_object_mut()) {
                 map.remove("status");
             }
-            Vec::new()
         }
-    };
+    }
+    let causes = (r.rules.validate)(obj);
     let mut all = meta::validate(r, obj);
     all.extend(causes);
     finish(r, obj, &all)
@@ -143,9 +148,27 @@ pub fn prepare_update(
     subresource: Option<&str>,
 ) -> Result<(), ApiError> {
     decode(r, ctx, new)?;
+    let given = new["metadata"].get("managedFields").cloned();
+    let managed = match ctx.ownership {
+        Ownership::Given => given,
+        Ownership::Of(manager) if subresource.is_none() => {
+            let mut completed = new.clone();
+            complete(r, &mut completed)?;
+            fields::updated(r, old, &completed, &given.unwrap_or_default(), manager)
+        }
+        _ => old["metadata"].get("managedFields").cloned(),
+    };
     meta::prepare_update(r, old, new)?;
+    set_managed(new, managed);
     match subresource {
-        Some("status") => return update_status(r, old, new),
+        Some("status") => {
+            update_status(r, old, new)?;
+            if let Ownership::Of(manager) = ctx.ownership {
+                let managed = fields::updated(r, old, new, &Value::Null, manager);
+                set_managed(new, managed);
+            }
+            return Ok(());
+        }
         Some("finalize") => {
             let finalizers = new["spec"]["finalizers"].take();
             let mut spec = Map::new();
@@ -161,58 +184,52 @@ pub fn prepare_update(
     if r.has_status {
         copy(old, new, "status");
     }
-    let causes = match r.kind {
-        "Service" => {
-            service::update(r, ctx.alloc, old, new)?;
-            meta::bump_generation(r, old, new);
-            return Ok(());
-        }
-        "Pod" => {
-            pod::template_defaults(new);
-            keep_pod_defaults(old, new);
-            pod::validate_update(old, new)
-        }
-        "Namespace" => {
-            // Finalizers of the specification change through `finalize` only.
-            copy(old, new, "spec");
-            kinds::label_namespace(new);
-            Vec::new()
-        }
-        "Node" => {
-            kinds::sync_pod_cidrs(new);
-            if new["spec"].is_null() {
-                new["spec"] = json!({});
-            }
-            let mut causes = kinds::validate_node(new);
-            causes.extend(kinds::validate_node_update(old, new));
-            causes
-        }
-        "EndpointSlice" => {
-            kinds::slice_defaults(new);
-            let mut causes = kinds::validate_slice(new);
-            causes.extend(kinds::validate_slice_update(old, new));
-            causes
-        }
-        "Event" => {
-            kinds::event_defaults(new);
-            kinds::validate_event(new)
-        }
-        "ReplicationController" => {
-            kinds::replication_controller_defaults(new);
-            kinds::validate_replication_controller(new)
-        }
-        "Secret" => {
-            secret_defaults(new);
-            immutable_data(old, new)
-        }
-        "ConfigMap" => immutable_data(old, new),
-        _ => Vec::new(),
-    };
+    if r.is("", "Service") {
+        service::update(r, ctx.alloc, old, new)?;
+        meta::bump_generation(r, old, new);
+        return Ok(());
+    }
+    (r.rules.keep)(old, new);
+    (r.rules.defaults)(new);
+    let mut causes = (r.rules.validate)(new);
+    causes.extend((r.rules.validate_update)(old, new));
     meta::bump_generation(r, old, new);
     let mut all = meta::validate_update(old, new);
     all.extend(meta::validate(r, new));
     all.extend(causes);
     finish(r, new, &all)
+}
+
+/// Sets the defaults of the kind's version, as decoding does, before the server decides anything.
+fn complete(r: &ResourceInfo, object: &mut Value) -> Result<(), ApiError> {
+    if r.is("", "Service") {
+        return service::complete(object);
+    }
+    (r.rules.defaults)(object);
+    Ok(())
+}
+
+fn set_managed(object: &mut Value, managed: Option<Value>) {
+    let Some(metadata) = meta::metadata_mut(object) else {
+        return;
+    };
+    match managed.filter(|list| list.as_array().is_some_and(|list| !list.is_empty())) {
+        Some(managed) => metadata.insert("managedFields".into(), managed),
+        None => metadata.remove("managedFields"),
+    };
+}
+
+/// Fields of a node's status that are always there.
+pub(crate) fn complete_node_status(node: &mut Value) {
+    kinds::node_status_defaults(node);
+}
+
+/// The paths of fields in `object` that the kind does not have.
+///
+/// # Errors
+/// The text of the first value of a wrong type.
+pub(crate) fn unknown_fields(r: &ResourceInfo, object: &Value) -> Result<Vec<String>, String> {
+    shape::shape(r.schema, &mut object.clone())
 }
 
 /// Turns what a client sent into an object of the kind, as decoding does.
@@ -267,88 +284,14 @@ fn decode(r: &ResourceInfo, ctx: &mut Ctx<'_>, obj: &mut Value) -> Result<(), Ap
 /// An update of `/status`: everything but status and metadata stays.
 fn update_status(r: &ResourceInfo, old: &Value, new: &mut Value) -> Result<(), ApiError> {
     keep_all_but(old, new, &["metadata", "status"]);
-    let mut causes = Vec::new();
-    match r.kind {
-        "Service" => service::update_status(r, new)?,
-        "Node" => kinds::node_status_defaults(new),
-        "Pod" => {
-            // The owner and the end of a pod are not for its node to decide.
-            if let Some(owners) = old["metadata"].get("ownerReferences") {
-                new["metadata"]["ownerReferences"] = owners.clone();
-            }
-            pod::sync_ips(new);
-            pod_condition_defaults(new);
-            causes = pod::validate_status(new);
-            if new["status"].get("qosClass").is_none() && old["status"].get("qosClass").is_some() {
-                new["status"]["qosClass"] = old["status"]["qosClass"].clone();
-            }
-        }
-        _ => {}
+    if r.is("", "Service") {
+        service::update_status(r, new)?;
     }
+    let mut causes = (r.rules.status)(old, new);
     let mut all = meta::validate_update(old, new);
     all.extend(meta::validate(r, new));
     all.append(&mut causes);
     finish(r, new, &all)
-}
-
-/// Times of a condition are null rather than missing.
-fn pod_condition_defaults(pod: &mut Value) {
-    let conditions = pod
-        .get_mut("status")
-        .and_then(|s| s.get_mut("conditions"))
-        .and_then(Value::as_array_mut);
-    for condition in conditions.into_iter().flatten().filter_map(Value::as_object_mut) {
-        for field in ["lastProbeTime", "lastTransitionTime"] {
-            condition.entry(field).or_insert(Value::Null);
-        }
-    }
-}
-
-/// Values that the server chose for a pod stay when an update leaves them out.
-fn keep_pod_defaults(old: &Value, new: &mut Value) {
-    for field in [
-        "enableServiceLinks",
-        "serviceAccountName",
-        "serviceAccount",
-        "priority",
-        "preemptionPolicy",
-        "tolerations",
-        "nodeName",
-    ] {
-        if new["spec"].get(field).is_none()
-            && let Some(value) = old["spec"].get(field)
-        {
-            new["spec"][field] = value.clone();
-        }
-    }
-}
-
-/// Text values are stored encoded, next to the others.
-fn secret_defaults(secret: &mut Value) {
-    use base64::Engine as _;
-    let Some(map) = secret.as_object_mut() else { return };
-    map.entry("type").or_insert_with(|| "Opaque".into());
-    let Some(Value::Object(texts)) = map.remove("stringData") else {
-        return;
-    };
-    if let Some(data) = map.entry("data").or_insert_with(|| json!({})).as_object_mut() {
-        for (key, text) in texts {
-            let encoded = base64::engine::general_purpose::STANDARD.encode(text.as_str().unwrap_or_default());
-            data.insert(key, encoded.into());
-        }
-    }
-}
-
-/// ConfigMaps and Secrets can be frozen.
-fn immutable_data(old: &Value, new: &Value) -> Vec<Cause> {
-    if old["immutable"] != true {
-        return Vec::new();
-    }
-    ["immutable", "data", "binaryData"]
-        .iter()
-        .filter(|field| old[**field] != new[**field])
-        .map(|field| Cause::forbidden(*field, "field is immutable when `immutable` is set"))
-        .collect()
 }
 
 /// Takes every field from `old` except those named.
@@ -387,10 +330,12 @@ fn finish(r: &ResourceInfo, obj: &Value, causes: &[Cause]) -> Result<(), ApiErro
 
 /// Gives back what the deleted object held.
 pub fn after_delete(r: &ResourceInfo, ctx: &mut Ctx<'_>, old: &Value) {
-    if r.group.is_empty() && r.kind == "Service" {
+    if r.is("", "Service") {
         ctx.alloc.release(old);
     }
 }
 
+#[cfg(test)]
+mod kind_tests;
 #[cfg(test)]
 mod tests;

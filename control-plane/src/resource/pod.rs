@@ -26,12 +26,10 @@ fn objects<'a>(
 
 /// Completes a new Pod as the API and its default admission plugins do. No token volume is added: there is no token
 /// controller.
-pub(super) fn prepare_create(pod: &mut Value) {
-    template_defaults(pod);
+pub(super) fn create(pod: &mut Value) {
     let Some(spec) = pod.get_mut("spec").and_then(Value::as_object_mut) else {
         return;
     };
-    default(spec, "enableServiceLinks", true);
     let account = spec
         .get("serviceAccountName")
         .or_else(|| spec.get("serviceAccount"))
@@ -44,6 +42,60 @@ pub(super) fn prepare_create(pod: &mut Value) {
     add_tolerations(spec);
     let qos = qos_class(spec);
     pod["status"] = json!({"phase": "Pending", "qosClass": qos});
+}
+
+/// Defaults of a Pod.
+pub(super) fn defaults(pod: &mut Value) {
+    template_defaults(pod);
+    if let Some(spec) = pod.get_mut("spec").and_then(Value::as_object_mut) {
+        default(spec, "enableServiceLinks", true);
+    }
+}
+
+/// Values that the server chose for a pod stay when an update leaves them out.
+pub(super) fn keep(old: &Value, new: &mut Value) {
+    for field in [
+        "enableServiceLinks",
+        "serviceAccountName",
+        "serviceAccount",
+        "priority",
+        "preemptionPolicy",
+        "tolerations",
+        "nodeName",
+    ] {
+        if new["spec"].get(field).is_none()
+            && let Some(value) = old["spec"].get(field)
+        {
+            new["spec"][field] = value.clone();
+        }
+    }
+}
+
+/// What is wrong with a pod.
+pub(super) fn validate(pod: &Value) -> Vec<Cause> {
+    validate_spec(&pod["spec"], "spec")
+}
+
+/// Completes a changed status. The owner and the end of a pod are not for its node to decide.
+pub(super) fn status(old: &Value, new: &mut Value) -> Vec<Cause> {
+    if let Some(owners) = old["metadata"].get("ownerReferences") {
+        new["metadata"]["ownerReferences"] = owners.clone();
+    }
+    sync_ips(new);
+    let conditions = new
+        .get_mut("status")
+        .and_then(|s| s.get_mut("conditions"))
+        .and_then(Value::as_array_mut);
+    // Times of a condition are null rather than missing.
+    for condition in conditions.into_iter().flatten().filter_map(Value::as_object_mut) {
+        for field in ["lastProbeTime", "lastTransitionTime"] {
+            condition.entry(field).or_insert(Value::Null);
+        }
+    }
+    if new["status"].get("qosClass").is_none() && old["status"].get("qosClass").is_some() {
+        new["status"]["qosClass"] = old["status"]["qosClass"].clone();
+    }
+    validate_status(new)
 }
 
 /// Defaults that a Pod and the template of a controller share (`SetDefaults_PodSpec`, `SetDefaults_Container`, …).

@@ -3,13 +3,16 @@
 
 use std::sync::LazyLock;
 
+use k8s_openapi::api::apps::v1::{DaemonSet, Deployment, ReplicaSet};
+use k8s_openapi::api::autoscaling::v1::Scale;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{
     Binding, ConfigMap, Endpoints, Event, Namespace, Node, Pod, ReplicationController, Secret, Service,
     ServiceAccount,
 };
 use k8s_openapi::api::discovery::v1::EndpointSlice;
-use k8s_openapi::api::networking::v1::ServiceCIDR;
+use k8s_openapi::api::networking::v1::{IPAddress, NetworkPolicy, ServiceCIDR};
+use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding, Role, RoleBinding};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{DeleteOptions, ListMeta, Status};
 use schemars::generate::SchemaSettings;
 use serde_json::{Map, Value};
@@ -26,15 +29,25 @@ static DEFINITIONS: LazyLock<Map<String, Value>> = LazyLock::new(|| {
     }
     add!(
         Binding,
+        ClusterRole,
+        ClusterRoleBinding,
         ConfigMap,
+        DaemonSet,
+        Deployment,
         EndpointSlice,
         Endpoints,
         Event,
+        IPAddress,
         Lease,
         Namespace,
+        NetworkPolicy,
         Node,
         Pod,
+        ReplicaSet,
         ReplicationController,
+        Role,
+        RoleBinding,
+        Scale,
         Secret,
         Service,
         ServiceAccount,
@@ -55,6 +68,13 @@ pub(crate) fn definitions() -> &'static Map<String, Value> {
 /// The schema of that name.
 pub(crate) fn named(name: &str) -> Option<&'static Value> {
     DEFINITIONS.get(name)
+}
+
+/// The schema of that name, and its name for as long as the program runs.
+pub(crate) fn entry(name: &str) -> Option<(&'static str, &'static Value)> {
+    DEFINITIONS
+        .get_key_value(name)
+        .map(|(name, schema)| (name.as_str(), schema))
 }
 
 /// The name of the schema that this one refers to, if it does.

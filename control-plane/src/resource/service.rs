@@ -38,6 +38,13 @@ fn put_spec(object: &mut Value, spec: &ServiceSpec) -> Result<(), ApiError> {
     Ok(())
 }
 
+/// Sets what a client may leave out.
+pub(super) fn complete(object: &mut Value) -> Result<(), ApiError> {
+    let mut spec = spec_of(object)?;
+    defaults(&mut spec);
+    put_spec(object, &spec)
+}
+
 /// Completes and checks a new Service.
 pub(super) fn create(r: &ResourceInfo, alloc: &mut Allocator, object: &mut Value) -> Result<(), ApiError> {
     let mut spec = spec_of(object)?;

@@ -110,13 +110,15 @@ impl Walker {
                 if !value.is_string() {
                     return Err(self.mismatch(owner, value, "string"));
                 }
-                if schema.get("format").and_then(Value::as_str) == Some("date-time") {
-                    let text = value.as_str().unwrap_or_default();
-                    if text.parse::<jiff::Timestamp>().is_err() {
-                        return Err(format!(
-                            "parsing time {text:?} as \"2006-01-02T15:04:05Z07:00\": cannot parse {text:?}"
-                        ));
-                    }
+                let text = value.as_str().unwrap_or_default();
+                let format = schema.get("format").and_then(Value::as_str);
+                if format == Some("byte") {
+                    base64(text)?;
+                }
+                if format == Some("date-time") && text.parse::<jiff::Timestamp>().is_err() {
+                    return Err(format!(
+                        "parsing time {text:?} as \"2006-01-02T15:04:05Z07:00\": cannot parse {text:?}"
+                    ));
                 }
                 Ok(())
             }
@@ -242,6 +244,18 @@ impl Walker {
     }
 }
 
+/// Refuses what is no base64, with the place of the first wrong byte as Go's decoder gives it.
+fn base64(text: &str) -> Result<(), String> {
+    use base64::Engine as _;
+    match base64::engine::general_purpose::STANDARD.decode(text) {
+        Ok(_) => Ok(()),
+        Err(base64::DecodeError::InvalidByte(at, _) | base64::DecodeError::InvalidLastSymbol(at, _)) => {
+            Err(format!("illegal base64 data at input byte {at}"))
+        }
+        Err(_) => Err(format!("illegal base64 data at input byte {}", text.len())),
+    }
+}
+
 /// Whether an optional value is left out when it is written, because it is empty. Go pointers are not: an empty object
 /// such as `emptyDir: {}` means something, and so does the empty name of an endpoint port.
 fn vanishes(type_name: &str, field: &Value, value: &Value) -> bool {
@@ -351,6 +365,15 @@ mod tests {
             let mut object = object;
             assert_eq!(shape(SERVICE, &mut object), Err(text.to_owned()));
         }
+    }
+
+    #[test]
+    fn bytes_are_base64() {
+        let mut secret = json!({"data": {"a": "AA=="}});
+        assert_eq!(shape("io.k8s.api.core.v1.Secret", &mut secret), Ok(Vec::new()));
+        let mut secret = json!({"data": {"a": "A-=="}});
+        let error = shape("io.k8s.api.core.v1.Secret", &mut secret).unwrap_err();
+        assert_eq!(error, "illegal base64 data at input byte 1");
     }
 
     #[test]

@@ -57,6 +57,7 @@ impl Server {
             alloc: &mut self.alloc,
             field_validation: self.validation,
             warnings: &mut self.warnings,
+            ownership: &Ownership::Keep,
         };
         let result = f(&mut ctx);
         if result.is_ok() {

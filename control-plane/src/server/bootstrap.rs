@@ -100,7 +100,7 @@ impl Api {
         let how = How::default();
         // Not "create, else change": creating the Service again fails because its address is taken, by itself.
         if self.find(target, &name).await?.is_none() {
-            return self.insert(target, object, how, &mut Vec::new()).await.map(drop);
+            return self.insert(target, object, &how, &mut Vec::new()).await.map(drop);
         }
         let make = |old: &Value| {
             let mut new = old.clone();
@@ -109,7 +109,7 @@ impl Api {
             }
             Ok(new)
         };
-        self.change(target, &name, None, how, &mut Vec::new(), make)
+        self.change(target, &name, None, &how, &mut Vec::new(), make)
             .await
             .map(drop)
     }

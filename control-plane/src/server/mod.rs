@@ -13,6 +13,7 @@ mod read;
 mod request;
 mod response;
 mod route;
+mod scale;
 mod watch;
 mod write;
 
@@ -28,7 +29,7 @@ use tokio_util::sync::CancellationToken;
 pub use bootstrap::Bootstrap;
 pub use connection::serve;
 
-use crate::error::ApiError;
+use crate::error::{ApiError, Cause};
 use crate::pki::Identity;
 use crate::resource::{Allocator, ResourceInfo};
 use crate::store::{Range, Store, StoreError};
@@ -239,6 +240,15 @@ impl Api {
         match (verb, &target.name, target.subresource.as_deref()) {
             ("watch", _, _) => self.watch(parts, target).await,
             ("list", _, _) => self.list(parts, target).await,
+            ("get", Some(name), Some("scale")) => self.get_scale(parts, target, name).await,
+            ("update", Some(name), Some("scale")) => {
+                let scale = request::read_body(body).await?;
+                self.update_scale(parts, target, name, &scale).await
+            }
+            ("patch", Some(name), Some("scale")) => {
+                let patch = request::read_body(body).await?;
+                self.patch_scale(parts, target, name, &patch).await
+            }
             ("get", Some(name), _) => self.get(parts, target, name).await,
             ("create", None, _) => {
                 let object = self.read_object(parts, r, body).await?;
@@ -258,6 +268,15 @@ impl Api {
             }
             ("patch", Some(name), subresource) => {
                 let patch = request::read_body(body).await?;
+                if request::content_type(parts.headers) == crate::patch::APPLY_PATCH {
+                    return self.apply(parts, target, name, subresource, &patch).await;
+                }
+                if parts.params.has("force") {
+                    return Err(ApiError::invalid_options(
+                        "PatchOptions",
+                        &Cause::forbidden("force", "may not be specified for non-apply patch"),
+                    ));
+                }
                 self.patch(parts, target, name, subresource, &patch).await
             }
             ("delete", Some(name), _) => {

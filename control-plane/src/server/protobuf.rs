@@ -19,6 +19,8 @@ enum Kind {
     /// Base64 in JSON.
     Binary,
     Number,
+    /// A pointer in Go: zero is a value.
+    NumberSet,
     Flag,
     /// A pointer in Go: false is a value.
     FlagSet,
@@ -122,8 +124,187 @@ const SERVICE: &[Field] = &[
     (2, "spec", Kind::Message(SERVICE_SPEC)),
     (3, "status", Kind::Skip),
 ];
+const LABEL_SELECTOR: &[Field] = &[
+    (1, "matchLabels", Kind::TextMap),
+    (
+        2,
+        "matchExpressions",
+        Kind::Messages(&[
+            (1, "key", Kind::Text),
+            (2, "operator", Kind::Text),
+            (3, "values", Kind::Texts),
+        ]),
+    ),
+];
+/// What the generators of kubectl set.
+const CONTAINER: &[Field] = &[
+    (1, "name", Kind::Text),
+    (2, "image", Kind::Text),
+    (3, "command", Kind::Texts),
+    (4, "args", Kind::Texts),
+    (5, "workingDir", Kind::Text),
+    (
+        6,
+        "ports",
+        Kind::Messages(&[
+            (1, "name", Kind::Text),
+            (2, "hostPort", Kind::Number),
+            (3, "containerPort", Kind::Number),
+            (4, "protocol", Kind::Text),
+            (5, "hostIP", Kind::Text),
+        ]),
+    ),
+    (
+        7,
+        "env",
+        Kind::Messages(&[(1, "name", Kind::Text), (2, "value", Kind::Text)]),
+    ),
+    (8, "resources", Kind::Message(&[])),
+    (13, "terminationMessagePath", Kind::Text),
+    (14, "imagePullPolicy", Kind::Text),
+    (16, "stdin", Kind::Flag),
+    (17, "stdinOnce", Kind::Flag),
+    (18, "tty", Kind::Flag),
+    (20, "terminationMessagePolicy", Kind::Text),
+];
+const POD_SPEC: &[Field] = &[
+    (2, "containers", Kind::Messages(CONTAINER)),
+    (3, "restartPolicy", Kind::Text),
+    (4, "terminationGracePeriodSeconds", Kind::NumberSet),
+    (6, "dnsPolicy", Kind::Text),
+    (7, "nodeSelector", Kind::TextMap),
+    (8, "serviceAccountName", Kind::Text),
+    (9, "serviceAccount", Kind::Text),
+    (10, "nodeName", Kind::Text),
+    (11, "hostNetwork", Kind::Flag),
+    (12, "hostPID", Kind::Flag),
+    (13, "hostIPC", Kind::Flag),
+    (16, "hostname", Kind::Text),
+    (17, "subdomain", Kind::Text),
+    (19, "schedulerName", Kind::Text),
+    (24, "priorityClassName", Kind::Text),
+];
+const TEMPLATE: &[Field] = &[
+    (1, "metadata", Kind::Message(META)),
+    (2, "spec", Kind::Message(POD_SPEC)),
+];
+const DEPLOYMENT_SPEC: &[Field] = &[
+    (1, "replicas", Kind::NumberSet),
+    (2, "selector", Kind::Message(LABEL_SELECTOR)),
+    (3, "template", Kind::Message(TEMPLATE)),
+    (4, "strategy", Kind::Message(&[(1, "type", Kind::Text)])),
+    (5, "minReadySeconds", Kind::Number),
+    (6, "revisionHistoryLimit", Kind::NumberSet),
+    (7, "paused", Kind::Flag),
+    (9, "progressDeadlineSeconds", Kind::NumberSet),
+];
+const DEPLOYMENT: &[Field] = &[
+    (1, "metadata", Kind::Message(META)),
+    (2, "spec", Kind::Message(DEPLOYMENT_SPEC)),
+    (3, "status", Kind::Skip),
+];
+const ROLE: &[Field] = &[
+    (1, "metadata", Kind::Message(META)),
+    (
+        2,
+        "rules",
+        Kind::Messages(&[
+            (1, "verbs", Kind::Texts),
+            (2, "apiGroups", Kind::Texts),
+            (3, "resources", Kind::Texts),
+            (4, "resourceNames", Kind::Texts),
+            (5, "nonResourceURLs", Kind::Texts),
+        ]),
+    ),
+    (
+        3,
+        "aggregationRule",
+        Kind::Message(&[(1, "clusterRoleSelectors", Kind::Messages(LABEL_SELECTOR))]),
+    ),
+];
+const ROLE_BINDING: &[Field] = &[
+    (1, "metadata", Kind::Message(META)),
+    (
+        2,
+        "subjects",
+        Kind::Messages(&[
+            (1, "kind", Kind::Text),
+            (2, "apiGroup", Kind::Text),
+            (3, "name", Kind::Text),
+            (4, "namespace", Kind::Text),
+        ]),
+    ),
+    (
+        3,
+        "roleRef",
+        Kind::Message(&[
+            (1, "apiGroup", Kind::Text),
+            (2, "kind", Kind::Text),
+            (3, "name", Kind::Text),
+        ]),
+    ),
+];
+const EVICTION: &[Field] = &[
+    (1, "metadata", Kind::Message(META)),
+    (2, "deleteOptions", Kind::Message(DELETE_OPTIONS)),
+];
+const ACCESS_REVIEW: &[Field] = &[
+    (1, "metadata", Kind::Message(META)),
+    (
+        2,
+        "spec",
+        Kind::Message(&[
+            (
+                1,
+                "resourceAttributes",
+                Kind::Message(&[
+                    (1, "namespace", Kind::Text),
+                    (2, "verb", Kind::Text),
+                    (3, "group", Kind::Text),
+                    (4, "version", Kind::Text),
+                    (5, "resource", Kind::Text),
+                    (6, "subresource", Kind::Text),
+                    (7, "name", Kind::Text),
+                ]),
+            ),
+            (
+                2,
+                "nonResourceAttributes",
+                Kind::Message(&[(1, "path", Kind::Text), (2, "verb", Kind::Text)]),
+            ),
+        ]),
+    ),
+    (3, "status", Kind::Skip),
+];
+const RULES_REVIEW: &[Field] = &[
+    (1, "metadata", Kind::Message(META)),
+    (2, "spec", Kind::Message(&[(1, "namespace", Kind::Text)])),
+    (3, "status", Kind::Skip),
+];
+const TOKEN_REQUEST: &[Field] = &[
+    (1, "metadata", Kind::Message(META)),
+    (
+        2,
+        "spec",
+        Kind::Message(&[
+            (1, "audiences", Kind::Texts),
+            (
+                3,
+                "boundObjectRef",
+                Kind::Message(&[
+                    (1, "kind", Kind::Text),
+                    (2, "apiVersion", Kind::Text),
+                    (3, "name", Kind::Text),
+                    (4, "uid", Kind::Text),
+                ]),
+            ),
+            (4, "expirationSeconds", Kind::NumberSet),
+        ]),
+    ),
+    (3, "status", Kind::Skip),
+];
 const DELETE_OPTIONS: &[Field] = &[
-    (1, "gracePeriodSeconds", Kind::Number),
+    (1, "gracePeriodSeconds", Kind::NumberSet),
     (
         2,
         "preconditions",
@@ -167,6 +348,13 @@ pub(super) fn decode(body: &[u8]) -> Result<Value, String> {
         ("v1", "Secret") => SECRET,
         ("v1", "ServiceAccount") => SERVICE_ACCOUNT,
         ("v1", "Service") => SERVICE,
+        ("apps/v1", "Deployment") => DEPLOYMENT,
+        ("rbac.authorization.k8s.io/v1", "Role" | "ClusterRole") => ROLE,
+        ("rbac.authorization.k8s.io/v1", "RoleBinding" | "ClusterRoleBinding") => ROLE_BINDING,
+        ("policy/v1", "Eviction") => EVICTION,
+        ("authorization.k8s.io/v1", "SelfSubjectAccessReview") => ACCESS_REVIEW,
+        ("authorization.k8s.io/v1", "SelfSubjectRulesReview") => RULES_REVIEW,
+        ("authentication.k8s.io/v1", "TokenRequest") => TOKEN_REQUEST,
         (_, "DeleteOptions") => DELETE_OPTIONS,
         _ => {
             return Err(format!(
@@ -252,7 +440,7 @@ fn message(of: &str, table: &[Field], bytes: &[u8]) -> Result<Map<String, Value>
             | (Kind::Number | Kind::Flag, Wire::Varint(0)) => continue,
             (Kind::Text, Wire::Bytes(bytes)) => utf8(bytes)?.into(),
             (Kind::Binary, Wire::Bytes(bytes)) => BASE64.encode(bytes).into(),
-            (Kind::Number, Wire::Varint(value)) => number(value),
+            (Kind::Number | Kind::NumberSet, Wire::Varint(value)) => number(value),
             (Kind::Flag | Kind::FlagSet, Wire::Varint(value)) => (value != 0).into(),
             (Kind::Message(table), Wire::Bytes(bytes)) => message(name, table, bytes)?.into(),
             (Kind::IntOrString, Wire::Bytes(bytes)) => match int_or_string(bytes)? {

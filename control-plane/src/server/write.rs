@@ -7,9 +7,10 @@ use serde_json::{Value, json};
 use super::response::{self, Body};
 use super::route::Target;
 use super::{Api, Parts, codec, errors, read, request};
-use crate::error::ApiError;
+use crate::error::{ApiError, Cause};
+use crate::fields::{self, Manager};
 use crate::patch;
-use crate::resource::{self, Allocator, Ctx, FieldValidation, ResourceInfo};
+use crate::resource::{self, Allocator, Ctx, FieldValidation, Ownership, ResourceInfo};
 use crate::store::{Expect, StoreError, Stored, Write};
 
 /// How often a write is tried again when others write the same object at the same time.
@@ -22,26 +23,55 @@ const NAME_LETTERS: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";
 const NAME_BASE: usize = 58;
 
 /// How a write is to be done.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct How {
     pub(super) dry_run: bool,
     pub(super) validation: FieldValidation,
+    pub(super) ownership: Ownership,
 }
 
 impl How {
-    fn of(parts: &Parts<'_>) -> Result<Self, ApiError> {
+    pub(super) fn of(parts: &Parts<'_>, subresource: Option<&str>) -> Result<Self, ApiError> {
         Ok(Self {
             dry_run: parts.params.dry_run()?,
             validation: parts.params.field_validation()?,
+            ownership: Ownership::Of(manager(parts, subresource)?),
         })
     }
+}
+
+/// Who makes the request: as it says, or the program's name in `User-Agent`.
+fn manager(parts: &Parts<'_>, subresource: Option<&str>) -> Result<Manager, ApiError> {
+    const MAX: usize = 128;
+    let given = parts.params.get("fieldManager");
+    if given.len() > MAX || given.chars().any(char::is_control) {
+        return Err(ApiError::bad_request(format!(
+            "fieldManager: Invalid value: {given:?}: must be printable and no longer than {MAX} bytes"
+        )));
+    }
+    let agent = parts
+        .headers
+        .get(http::header::USER_AGENT)
+        .and_then(|value| value.to_str().ok())
+        .unwrap_or_default();
+    let program = agent.split('/').next().unwrap_or_default();
+    let name = match (given, program) {
+        ("", "") => "unknown",
+        ("", program) => program,
+        (given, _) => given,
+    };
+    Ok(Manager {
+        name: name.chars().take(MAX).collect(),
+        subresource: subresource.unwrap_or_default().to_owned(),
+        now: read::now(),
+    })
 }
 
 /// The context for the rules of a kind.
 pub(super) fn ctx<'a>(
     alloc: &'a mut Allocator,
     namespace_state: Option<&'a Value>,
-    field_validation: FieldValidation,
+    how: &'a How,
     warnings: &'a mut Vec<String>,
 ) -> Ctx<'a> {
     let uid = uuid::Uuid::new_v4().to_string();
@@ -50,8 +80,9 @@ pub(super) fn ctx<'a>(
         uid,
         namespace_state,
         alloc,
-        field_validation,
+        field_validation: how.validation,
         warnings,
+        ownership: &how.ownership,
     }
 }
 
@@ -79,7 +110,7 @@ impl Api {
     ) -> Result<Response<Body>, ApiError> {
         let mut warnings = Vec::new();
         let created = self
-            .insert(target, object, How::of(parts)?, &mut warnings)
+            .insert(target, object, &How::of(parts, None)?, &mut warnings)
             .await?;
         let answer = read::answer_value(201, parts, target.resource, created)?;
         Ok(response::warn(answer, &warnings))
@@ -90,7 +121,7 @@ impl Api {
         &self,
         target: &Target,
         mut object: Value,
-        how: How,
+        how: &How,
         warnings: &mut Vec<String>,
     ) -> Result<Value, ApiError> {
         let r = target.resource;
@@ -120,7 +151,7 @@ impl Api {
         &self,
         target: &Target,
         mut object: Value,
-        how: How,
+        how: &How,
         warnings: &mut Vec<String>,
     ) -> Result<Inserted, ApiError> {
         let r = target.resource;
@@ -128,11 +159,7 @@ impl Api {
         let mut alloc = self.allocator.lock().await;
         alloc.begin();
         let state = namespace.as_ref().map(|(state, _)| state);
-        let prepared = resource::prepare_create(
-            r,
-            &mut ctx(&mut alloc, state, how.validation, warnings),
-            &mut object,
-        );
+        let prepared = resource::prepare_create(r, &mut ctx(&mut alloc, state, how, warnings), &mut object);
         if how.dry_run || prepared.is_err() {
             alloc.rollback();
         } else {
@@ -194,7 +221,7 @@ impl Api {
         alloc.begin();
         resource::after_delete(
             r,
-            &mut ctx(&mut alloc, None, FieldValidation::Ignore, &mut Vec::new()),
+            &mut ctx(&mut alloc, None, &How::default(), &mut Vec::new()),
             object,
         );
         alloc.commit();
@@ -254,9 +281,9 @@ impl Api {
         }
         object["metadata"]["name"] = name.into();
         let mut warnings = Vec::new();
-        let how = How::of(parts)?;
+        let how = How::of(parts, subresource)?;
         let changed = self
-            .change(target, name, subresource, how, &mut warnings, |_| {
+            .change(target, name, subresource, &how, &mut warnings, |_| {
                 Ok(object.clone())
             })
             .await?;
@@ -276,16 +303,49 @@ impl Api {
     ) -> Result<Response<Body>, ApiError> {
         let r = target.resource;
         let content_type = request::content_type(parts.headers);
-        let how = How::of(parts)?;
+        let how = How::of(parts, subresource)?;
+        let mut warnings = Vec::new();
+        let apply = |old: &Value| patch::apply(r, &content_type, old, body);
+        let changed = self
+            .change(target, name, subresource, &how, &mut warnings, apply)
+            .await?;
+        Ok(response::warn(
+            read::answer_value(200, parts, r, changed)?,
+            &warnings,
+        ))
+    }
+
+    /// Server-side apply; creates what is not there.
+    pub(super) async fn apply(
+        &self,
+        parts: &Parts<'_>,
+        target: &Target,
+        name: &str,
+        subresource: Option<&str>,
+        body: &[u8],
+    ) -> Result<Response<Body>, ApiError> {
+        let r = target.resource;
+        if parts.params.get("fieldManager").is_empty() {
+            return Err(ApiError::invalid_options(
+                "PatchOptions",
+                &Cause::required("fieldManager", "is required for apply patch"),
+            ));
+        }
+        let manager = manager(parts, subresource)?;
+        let force = parts.params.flag("force");
+        let how = How {
+            ownership: Ownership::Given,
+            ..How::of(parts, subresource)?
+        };
+        let config = applied_config(target, name, body)?;
         let mut warnings = Vec::new();
         for _ in 0..RETRIES {
-            let apply = |old: &Value| patch::apply(r, &content_type, old, body);
+            let apply = |old: &Value| fields::apply(r, Some(old), &config, &manager, force);
             let changed = self
-                .change(target, name, subresource, how, &mut warnings, apply)
+                .change(target, name, subresource, &how, &mut warnings, apply)
                 .await;
             match changed {
-                Err(error)
-                    if error.code == 404 && content_type == patch::APPLY_PATCH && subresource.is_none() => {}
+                Err(error) if error.code == 404 && subresource.is_none() => {}
                 changed => {
                     return Ok(response::warn(
                         read::answer_value(200, parts, r, changed?)?,
@@ -293,11 +353,8 @@ impl Api {
                     ));
                 }
             }
-            // Server-side apply creates what is not there.
-            let mut object = patch::apply(r, &content_type, &Value::Null, body)?;
-            place(target, &mut object)?;
-            object["metadata"]["name"] = name.into();
-            match self.insert(target, object, how, &mut warnings).await {
+            let object = fields::apply(r, None, &config, &manager, force)?;
+            match self.insert(target, object, &how, &mut warnings).await {
                 Err(error) if error.reason == "AlreadyExists" => {}
                 created => {
                     return Ok(response::warn(
@@ -317,7 +374,7 @@ impl Api {
         target: &Target,
         name: &str,
         subresource: Option<&str>,
-        how: How,
+        how: &How,
         warnings: &mut Vec<String>,
         make: impl Fn(&Value) -> Result<Value, ApiError>,
     ) -> Result<Value, ApiError> {
@@ -330,9 +387,12 @@ impl Api {
             warnings.clear();
             let mut alloc = self.allocator.lock().await;
             alloc.begin();
-            let mut context = ctx(&mut alloc, None, how.validation, warnings);
-            let prepared = resource::prepare_update(r, &mut context, &old, &mut new, subresource)
-                .and_then(|()| codec::encode(&new));
+            let mut context = ctx(&mut alloc, None, how, warnings);
+            let prepared =
+                resource::prepare_update(r, &mut context, &old, &mut new, subresource).and_then(|()| {
+                    keep_times(&old, &mut new);
+                    codec::encode(&new)
+                });
             let value = match prepared {
                 Ok(value) if !how.dry_run => value,
                 other => {
@@ -485,6 +545,68 @@ fn schedule(pod: &mut Value) {
             conditions.push(condition);
         }
         None => pod["status"]["conditions"] = json!([condition]),
+    }
+}
+
+/// Reads an applied configuration, which must be one of the named object.
+fn applied_config(target: &Target, name: &str, body: &[u8]) -> Result<Value, ApiError> {
+    let r = target.resource;
+    let yaml = std::str::from_utf8(body)
+        .map_err(|error| ApiError::bad_request(format!("error decoding YAML: {error}")))?;
+    let mut config: Value = serde_saphyr::from_str(yaml)
+        .map_err(|error| ApiError::bad_request(format!("error decoding YAML: {error}")))?;
+    let refuse = |why: &str| {
+        ApiError::bad_request(format!(
+            "failed to create typed patch object ({name}; {}, Kind={}): {why}",
+            r.api_version(),
+            r.kind
+        ))
+    };
+    if config["kind"] != r.kind || config["apiVersion"] != r.api_version().as_str() {
+        return Err(ApiError::bad_request(format!(
+            "invalid object type: apply needs apiVersion {:?} and kind {:?}",
+            r.api_version(),
+            r.kind
+        )));
+    }
+    if config["metadata"]["managedFields"]
+        .as_array()
+        .is_some_and(|list| !list.is_empty())
+    {
+        return Err(ApiError::bad_request("metadata.managedFields must be nil"));
+    }
+    let unknown = resource::unknown_fields(r, &config).map_err(|why| refuse(&why))?;
+    if !unknown.is_empty() {
+        let list: Vec<String> = unknown
+            .iter()
+            .map(|path| format!(".{path}: field not declared in schema"))
+            .collect();
+        return Err(refuse(&list.join(", ")));
+    }
+    place(target, &mut config)?;
+    let given = text(&config, "name");
+    if !given.is_empty() && given != name {
+        return Err(ApiError::bad_request(format!(
+            "the name of the object ({given}) does not match the name on the URL ({name})"
+        )));
+    }
+    config["metadata"]["name"] = name.into();
+    Ok(config)
+}
+
+/// A write that changes nothing but the times in `managedFields` changes nothing.
+fn keep_times(old: &Value, new: &mut Value) {
+    let (before, after) = (
+        &old["metadata"]["managedFields"],
+        &new["metadata"]["managedFields"],
+    );
+    if before == after || !fields::same_but_for_times(before, after) {
+        return;
+    }
+    let before = before.clone();
+    let after = std::mem::replace(&mut new["metadata"]["managedFields"], before);
+    if new != old {
+        new["metadata"]["managedFields"] = after;
     }
 }
 

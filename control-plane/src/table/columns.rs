@@ -138,16 +138,8 @@ static REPLICATION_CONTROLLER: &[Column] = &[
     Column("Current", Always, Field(RC_STATUS, "replicas")),
     Column("Ready", Always, Field(RC_STATUS, "readyReplicas")),
     AGE,
-    Column(
-        "Containers",
-        Wide,
-        Literal("Names of each container in the template."),
-    ),
-    Column(
-        "Images",
-        Wide,
-        Literal("Images referenced by each container in the template."),
-    ),
+    CONTAINERS,
+    IMAGES,
     Column("Selector", Wide, Field(RC_SPEC, "selector")),
 ];
 
@@ -204,19 +196,143 @@ static SERVICE_CIDR: &[Column] = &[
     AGE,
 ];
 
+const RS_SPEC: &str = "io.k8s.api.apps.v1.ReplicaSetSpec";
+const RS_STATUS: &str = "io.k8s.api.apps.v1.ReplicaSetStatus";
+const DEPLOYMENT_STATUS: &str = "io.k8s.api.apps.v1.DeploymentStatus";
+const DAEMON_STATUS: &str = "io.k8s.api.apps.v1.DaemonSetStatus";
+const POLICY_SPEC: &str = "io.k8s.api.networking.v1.NetworkPolicySpec";
+
+const CONTAINERS: Column = Column(
+    "Containers",
+    Wide,
+    Literal("Names of each container in the template."),
+);
+const IMAGES: Column = Column(
+    "Images",
+    Wide,
+    Literal("Images referenced by each container in the template."),
+);
+
+static REPLICA_SET: &[Column] = &[
+    NAME,
+    Column("Desired", Always, Field(RS_SPEC, "replicas")),
+    Column("Current", Always, Field(RS_STATUS, "replicas")),
+    Column("Ready", Always, Field(RS_STATUS, "readyReplicas")),
+    AGE,
+    CONTAINERS,
+    IMAGES,
+    Column("Selector", Wide, Field(RS_SPEC, "selector")),
+];
+
+static DEPLOYMENT: &[Column] = &[
+    NAME,
+    Column("Ready", Always, Literal("Number of the pod with ready state")),
+    Column("Up-to-date", Always, Field(DEPLOYMENT_STATUS, "updatedReplicas")),
+    Column("Available", Always, Field(DEPLOYMENT_STATUS, "availableReplicas")),
+    AGE,
+    CONTAINERS,
+    IMAGES,
+    Column(
+        "Selector",
+        Wide,
+        Field("io.k8s.api.apps.v1.DeploymentSpec", "selector"),
+    ),
+];
+
+static DAEMON_SET: &[Column] = &[
+    NAME,
+    Column("Desired", Always, Field(DAEMON_STATUS, "desiredNumberScheduled")),
+    Column("Current", Always, Field(DAEMON_STATUS, "currentNumberScheduled")),
+    Column("Ready", Always, Field(DAEMON_STATUS, "numberReady")),
+    Column(
+        "Up-to-date",
+        Always,
+        Field(DAEMON_STATUS, "updatedNumberScheduled"),
+    ),
+    Column("Available", Always, Field(DAEMON_STATUS, "numberAvailable")),
+    Column("Node Selector", Always, Field(POD_SPEC, "nodeSelector")),
+    AGE,
+    CONTAINERS,
+    IMAGES,
+    Column(
+        "Selector",
+        Wide,
+        Field("io.k8s.api.apps.v1.DaemonSetSpec", "selector"),
+    ),
+];
+
+static NETWORK_POLICY: &[Column] = &[
+    NAME,
+    Column("Pod-Selector", Always, Field(POLICY_SPEC, "podSelector")),
+    AGE,
+];
+
+static IP_ADDRESS: &[Column] = &[
+    NAME,
+    Column(
+        "ParentRef",
+        Always,
+        Field("io.k8s.api.networking.v1.IPAddressSpec", "parentRef"),
+    ),
+    AGE,
+];
+
+static ROLE: &[Column] = &[
+    NAME,
+    Column("Created At", Always, Field(META, "creationTimestamp")),
+];
+
+static ROLE_BINDING: &[Column] = &[
+    NAME,
+    Column("Role", Always, Field("io.k8s.api.rbac.v1.RoleBinding", "roleRef")),
+    AGE,
+    Column("Users", Wide, Literal("Users in the roleBinding")),
+    Column("Groups", Wide, Literal("Groups in the roleBinding")),
+    Column(
+        "ServiceAccounts",
+        Wide,
+        Literal("ServiceAccounts in the roleBinding"),
+    ),
+];
+
+static CLUSTER_ROLE_BINDING: &[Column] = &[
+    NAME,
+    Column(
+        "Role",
+        Always,
+        Field("io.k8s.api.rbac.v1.ClusterRoleBinding", "roleRef"),
+    ),
+    AGE,
+    Column("Users", Wide, Literal("Users in the clusterRoleBinding")),
+    Column("Groups", Wide, Literal("Groups in the clusterRoleBinding")),
+    Column(
+        "ServiceAccounts",
+        Wide,
+        Literal("ServiceAccounts in the clusterRoleBinding"),
+    ),
+];
+
 static PLAIN: &[Column] = &[NAME, AGE];
 
 fn of(r: &ResourceInfo) -> &'static [Column] {
     match r.kind {
+        "ClusterRole" | "Role" => ROLE,
+        "ClusterRoleBinding" => CLUSTER_ROLE_BINDING,
         "ConfigMap" => CONFIG_MAP,
+        "DaemonSet" => DAEMON_SET,
+        "Deployment" => DEPLOYMENT,
         "EndpointSlice" => ENDPOINT_SLICE,
         "Endpoints" => ENDPOINTS,
         "Event" => EVENTS,
+        "IPAddress" => IP_ADDRESS,
         "Lease" => LEASE,
         "Namespace" => NAMESPACE,
+        "NetworkPolicy" => NETWORK_POLICY,
         "Node" => NODE,
         "Pod" => POD,
+        "ReplicaSet" => REPLICA_SET,
         "ReplicationController" => REPLICATION_CONTROLLER,
+        "RoleBinding" => ROLE_BINDING,
         "Secret" => SECRET,
         "Service" => SERVICE,
         "ServiceAccount" => SERVICE_ACCOUNT,
@@ -228,7 +344,9 @@ fn of(r: &ResourceInfo) -> &'static [Column] {
 /// Columns that hold numbers.
 fn type_of(r: &ResourceInfo, name: &str) -> &'static str {
     match (r.kind, name) {
-        ("ReplicationController", "Desired" | "Current" | "Ready") | ("Event", "Count") => "integer",
+        ("ReplicationController" | "ReplicaSet", "Desired" | "Current" | "Ready") => "integer",
+        ("Event", "Count") => "integer",
+        ("DaemonSet", "Desired" | "Current" | "Ready" | "Up-to-date" | "Available") => "integer",
         (_, "Data") => "integer",
         ("ServiceAccount", "Secrets") => "integer",
         _ => "string",

@@ -42,6 +42,29 @@ fn labels(map: &Value) -> String {
     }
 }
 
+/// A number, or none as zero.
+fn number(value: &Value) -> Value {
+    value.as_i64().unwrap_or(0).into()
+}
+
+/// A `LabelSelector` as text.
+fn selector(value: &Value) -> String {
+    match crate::selector::selector_text(value) {
+        text if text.is_empty() => NONE.to_owned(),
+        text => text,
+    }
+}
+
+/// Names and images of the containers of a template.
+fn template(spec: &Value) -> (Value, Value) {
+    let containers = list(&spec["template"]["spec"]["containers"]);
+    let join = |field: &str| -> Value {
+        let texts: Vec<&str> = containers.iter().map(|c| text(&c[field], "")).collect();
+        texts.join(",").into()
+    };
+    (join("name"), join("image"))
+}
+
 /// The first three, and how many more there are.
 fn first_three(items: &[String]) -> String {
     match items {
@@ -83,22 +106,101 @@ pub(super) fn cells(r: &ResourceInfo, object: &Value, now: Option<Timestamp>) ->
         }
         "Namespace" => vec![name, text(&object["status"]["phase"], "").into(), age],
         "Event" => event(object, name, now),
-        "ReplicationController" => {
-            let containers = list(&spec["template"]["spec"]["containers"]);
-            let join = |field: &str| -> Value {
-                let texts: Vec<&str> = containers.iter().map(|c| text(&c[field], "")).collect();
-                texts.join(",").into()
+        "ReplicationController" | "ReplicaSet" => {
+            let (containers, images) = template(spec);
+            let selector = match r.kind {
+                "ReplicationController" => labels(&spec["selector"]),
+                _ => selector(&spec["selector"]),
             };
-            let number = |value: &Value| value.as_i64().unwrap_or(0).into();
             vec![
                 name,
                 number(&spec["replicas"]),
                 number(&object["status"]["replicas"]),
                 number(&object["status"]["readyReplicas"]),
                 age,
-                join("name"),
-                join("image"),
-                labels(&spec["selector"]).into(),
+                containers,
+                images,
+                selector.into(),
+            ]
+        }
+        "Deployment" => {
+            let (containers, images) = template(spec);
+            let status = &object["status"];
+            let ready = format!(
+                "{}/{}",
+                number(&status["readyReplicas"]),
+                number(&spec["replicas"])
+            );
+            vec![
+                name,
+                ready.into(),
+                number(&status["updatedReplicas"]),
+                number(&status["availableReplicas"]),
+                age,
+                containers,
+                images,
+                selector(&spec["selector"]).into(),
+            ]
+        }
+        "DaemonSet" => {
+            let (containers, images) = template(spec);
+            let status = &object["status"];
+            vec![
+                name,
+                number(&status["desiredNumberScheduled"]),
+                number(&status["currentNumberScheduled"]),
+                number(&status["numberReady"]),
+                number(&status["updatedNumberScheduled"]),
+                number(&status["numberAvailable"]),
+                labels(&spec["template"]["spec"]["nodeSelector"]).into(),
+                age,
+                containers,
+                images,
+                selector(&spec["selector"]).into(),
+            ]
+        }
+        "NetworkPolicy" => vec![name, selector(&spec["podSelector"]).into(), age],
+        "IPAddress" => {
+            let parent = &spec["parentRef"];
+            let group = text(&parent["group"], "");
+            let mut shown = text(&parent["resource"], "").to_lowercase();
+            if !group.is_empty() {
+                shown.push_str(&format!(".{}", group.to_lowercase()));
+            }
+            for part in [text(&parent["namespace"], ""), text(&parent["name"], "")] {
+                if !part.is_empty() {
+                    shown.push_str(&format!("/{part}"));
+                }
+            }
+            if shown.is_empty() {
+                NONE.clone_into(&mut shown);
+            }
+            vec![name, shown.into(), age]
+        }
+        "Role" | "ClusterRole" => {
+            let created = object["metadata"]["creationTimestamp"].clone();
+            vec![name, text(&created, UNKNOWN).into()]
+        }
+        "RoleBinding" | "ClusterRoleBinding" => {
+            let role = &object["roleRef"];
+            let subjects = |kind: &str| -> Value {
+                let names: Vec<String> = list(&object["subjects"])
+                    .iter()
+                    .filter(|s| s["kind"] == kind)
+                    .map(|s| match kind {
+                        "ServiceAccount" => format!("{}/{}", text(&s["namespace"], ""), text(&s["name"], "")),
+                        _ => text(&s["name"], "").to_owned(),
+                    })
+                    .collect();
+                names.join(", ").into()
+            };
+            vec![
+                name,
+                format!("{}/{}", text(&role["kind"], ""), text(&role["name"], "")).into(),
+                age,
+                subjects("User"),
+                subjects("Group"),
+                subjects("ServiceAccount"),
             ]
         }
         "Endpoints" => {

@@ -1,13 +1,15 @@
 //! Comparing the maps with the account of them, and repairing what someone else has changed.
 
 use std::collections::BTreeMap;
-use std::collections::HashMap;
 
-use dataplane_common::abi::{Backend, FrontendKey, FrontendValue, map_name};
+use dataplane_common::abi::{Addr, Backend, FrontendKey, FrontendValue, frontend_class, map_name};
+use hashbrown::HashMap;
 
 use super::Programmer;
+use super::backend::node;
 use super::error::ProgramError;
-use super::held::{AppliedSet, pick, pick_mut, word};
+use super::frontend::{ACTIVE_VALUE, active_key};
+use super::held::{AppliedSet, word};
 use super::maps::{MapError, Maps, SetKind, Write};
 use crate::key::BackendKey;
 
@@ -58,9 +60,7 @@ impl<M: Maps> Programmer<M> {
         let frontends: HashMap<FrontendKey, FrontendValue> = self.maps.frontends()?.into_iter().collect();
         let mut audit = Audit::default();
         self.audit_backends(&mut audit);
-        let mut ids: Vec<u32> = self.services.keys().copied().collect();
-        ids.sort_unstable();
-        for id in ids {
+        for id in self.services.iter().map(|(id, _)| id).collect::<Vec<_>>() {
             self.audit_service(id, now_ms, &mut audit);
         }
         self.audit_frontends(&frontends, &mut audit);
@@ -68,14 +68,13 @@ impl<M: Maps> Programmer<M> {
     }
 
     fn audit_backends(&mut self, audit: &mut Audit) {
-        let mut backends: Vec<(BackendKey, u32, u8)> = self
+        let backends: Vec<(BackendKey, u32, u8, bool)> = self
             .backends
             .iter()
-            .filter(|(key, _)| !self.unsettled.contains(*key))
-            .map(|(key, row)| (*key, row.id, row.state.number()))
+            .filter(|(_, row)| !row.unsettled)
+            .map(|(id, row)| (row.key, id, row.state.number(), row.local))
             .collect();
-        backends.sort_unstable();
-        for (key, id, state) in backends {
+        for (key, id, state, local) in backends {
             let found = self.maps.backend(id).unwrap_or_default();
             // what else is in the row is not for this account to say
             let wanted = Backend {
@@ -83,6 +82,7 @@ impl<M: Maps> Programmer<M> {
                 port: key.port,
                 protocol: key.protocol.number(),
                 state,
+                node: node(local),
                 ..found
             };
             if found != wanted {
@@ -103,10 +103,10 @@ impl<M: Maps> Programmer<M> {
     fn audit_service(&mut self, id: u32, now_ms: u64, audit: &mut Audit) {
         let row = self.maps.service(id).unwrap_or_default();
         for which in [SetKind::Cluster, SetKind::Local] {
-            let Some(service) = self.services.get(&id) else {
+            let Some(service) = self.services.get(id) else {
                 return;
             };
-            let set = pick(service, which);
+            let set = service.set(which);
             if set.unknown && service.key.is_none() {
                 // restored and not claimed yet: nobody knows what it should be
                 continue;
@@ -127,13 +127,13 @@ impl<M: Maps> Programmer<M> {
                 audit.found(map_name::SLOTS, || format!("a slot of set {which:?} of {name}"));
             }
             let members = set.members.clone();
-            if let Some(service) = self.services.get_mut(&id) {
-                pick_mut(service, which).unknown = true;
+            if let Some(service) = self.services.get_mut(id) {
+                service.set_mut(which).unknown = true;
             }
             let result = self.change_set(id, which, &members, now_ms);
             audit.repaired(result);
         }
-        let Some(service) = self.services.get_mut(&id) else {
+        let Some(service) = self.services.get_mut(id) else {
             return;
         };
         let config = service.config;
@@ -146,7 +146,7 @@ impl<M: Maps> Programmer<M> {
             service.config.algorithm = u32::MAX;
             let result = self.change_config(id, config);
             if result.is_err()
-                && let Some(service) = self.services.get_mut(&id)
+                && let Some(service) = self.services.get_mut(id)
             {
                 service.config = config;
             }
@@ -157,11 +157,11 @@ impl<M: Maps> Programmer<M> {
     fn wrong_slots(&self, service: u32, set: &AppliedSet) -> usize {
         let slots = (set.range.base..).take(set.range.len as usize);
         slots
-            .zip(&set.members)
-            .filter(|&(index, (backend, _))| {
+            .zip(set.published())
+            .filter(|&(index, backend)| {
                 self.maps
                     .slot(index)
-                    .is_none_or(|slot| slot.service() != service || slot.backend() != *backend)
+                    .is_none_or(|slot| slot.service() != service || slot.backend() != backend)
             })
             .count()
     }
@@ -169,27 +169,53 @@ impl<M: Maps> Programmer<M> {
     fn audit_frontends(&mut self, found: &HashMap<FrontendKey, FrontendValue>, audit: &mut Audit) {
         let show = |frontend: &FrontendKey| format!("{}:{}", frontend.addr, frontend.port);
         let mut wanted = Vec::new();
-        for (id, service) in &self.services {
+        for (id, service) in self.services.iter() {
             let Some(key) = &service.key else { continue };
-            for (frontend, kind) in service.frontends.to_map() {
-                let value = found.get(&frontend);
-                if value.is_none_or(|value| (value.service, value.kind) != (*id, kind)) {
-                    wanted.push((frontend, kind, key.clone(), value.is_some()));
+            for (frontend, offer) in service.frontends.iter() {
+                let there = found.get(&frontend).copied();
+                let right = |value: &FrontendValue| {
+                    (value.service, value.kind, value.flags) == (id, offer.kind, offer.flags)
+                };
+                if !there.as_ref().is_some_and(right) {
+                    wanted.push((frontend, offer, key.clone(), there.is_some()));
                 }
             }
         }
         wanted.sort_unstable_by_key(|(frontend, ..)| *frontend);
-        for (frontend, kind, key, there) in wanted {
+        for (frontend, offer, key, there) in wanted {
             audit.found(map_name::FRONTENDS, || {
                 let how = if there { "leads elsewhere" } else { "is missing" };
                 format!("{} of {key} {how}", show(&frontend))
             });
-            let result = self.put_frontend(&key, frontend, kind);
+            let result = self.put_frontend(&key, frontend, offer);
+            audit.repaired(result);
+        }
+        let active = self.active.iter().filter(|(_, active)| active.frontends > 0);
+        let mut addresses: Vec<Addr> = active.map(|(addr, _)| *addr).collect();
+        addresses.retain(|addr| found.get(&active_key(*addr)) != Some(&ACTIVE_VALUE));
+        addresses.sort_unstable();
+        for addr in addresses {
+            audit.found(map_name::FRONTENDS, || {
+                format!("{addr} is not known as a service's")
+            });
+            let result = self.write(&Write::PutFrontend {
+                key: active_key(addr),
+                value: ACTIVE_VALUE,
+            });
             audit.repaired(result);
         }
         let mut foreign: Vec<FrontendKey> = found
             .keys()
-            .filter(|frontend| !self.by_frontend.contains_key(*frontend))
+            .filter(|frontend| match frontend.class {
+                frontend_class::ACTIVE_ADDRESS => {
+                    active_key(frontend.addr) != **frontend
+                        || self
+                            .active
+                            .get(&frontend.addr)
+                            .is_none_or(|active| !active.written)
+                }
+                _ => !self.by_frontend.contains_key(*frontend),
+            })
             .copied()
             .collect();
         foreign.sort_unstable();

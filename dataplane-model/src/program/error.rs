@@ -2,8 +2,10 @@
 
 use std::sync::Arc;
 
+use dataplane_common::abi::FrontendKey;
+
 use super::maps::MapError;
-use crate::key::BackendKey;
+use crate::key::{BackendKey, ServiceKey};
 
 /// Why a service could not be programmed. Its old set stays in force.
 #[derive(Debug, thiserror::Error)]
@@ -28,6 +30,14 @@ pub enum ProgramError {
         /// Why; several services may need it.
         source: Arc<ProgramError>,
     },
+    /// The service is to lose a frontend to another that could not be programmed yet: it serves until then.
+    #[error("frontend {}:{} is kept until {by} can be programmed", frontend.addr, frontend.port)]
+    Kept {
+        /// Which.
+        frontend: FrontendKey,
+        /// Who is to have it.
+        by: Box<ServiceKey>,
+    },
     /// A write failed.
     #[error(transparent)]
     Map(#[from] MapError),
@@ -40,7 +50,18 @@ impl ProgramError {
         match self {
             Self::Full { map, .. } => map,
             Self::Backend { source, .. } => source.map(),
+            Self::Kept { .. } => dataplane_common::abi::map_name::FRONTENDS,
             Self::Map(error) => error.map(),
+        }
+    }
+
+    /// True if a map has no room: waiting does not help.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        match self {
+            Self::Full { .. } | Self::Map(MapError::Full { .. }) => true,
+            Self::Backend { source, .. } => source.is_full(),
+            Self::Kept { .. } | Self::Map(_) => false,
         }
     }
 }

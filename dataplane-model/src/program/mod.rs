@@ -4,35 +4,45 @@
 //! others go on; what was given back rests for [`QUARANTINE_MS`] before it is used again, because a program may still
 //! hold a word that it read before.
 
+mod access;
 mod alloc;
 mod audit;
 mod backend;
 mod error;
 mod fake;
+mod frontend;
 mod held;
 mod maps;
 mod restore;
 mod service;
+mod suspects;
+mod tables;
+mod view;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use dataplane_common::abi::{FrontendKey, map_name};
+use dataplane_common::abi::{Addr, FrontendKey, Slot};
+use hashbrown::{HashMap, HashSet};
 
 pub use audit::Audit;
 pub use error::ProgramError;
 pub use fake::{FakeMaps, FaultyMaps};
 pub use held::AppliedService;
 pub use maps::{Capacity, MapError, Maps, SetKind, Write, backend_node};
+pub use view::Fill;
 
 use crate::desired::DesiredService;
-use crate::diff::{Op, diff_services};
-use crate::key::{BackendKey, ServiceKey};
+use crate::diff::{Keeps, Op, diff_services};
+use crate::key::ServiceKey;
 use alloc::{Arena, Ids, Quarantine};
-use held::{Applied, AppliedSet, BackendRow, Resting, members};
+use backend::Lost;
+use frontend::ActiveAddress;
+use held::{Backends, Resting, Services};
 
-/// How long freed slots, backend ids and service ids rest before reuse, in milliseconds.
+/// How long freed slots, backend ids, service ids and source ranges rest before reuse, in milliseconds.
 pub const QUARANTINE_MS: u64 = 2000;
+
 /// What a call of [`Programmer::reconcile`] did.
 #[derive(Debug, Default)]
 pub struct Outcome {
@@ -44,33 +54,50 @@ pub struct Outcome {
     pub writes: u64,
 }
 
-/// Fill of one map.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Fill {
-    /// Name of the map.
-    pub map: &'static str,
-    /// Entries in use or resting.
-    pub used: u32,
-    /// Size.
-    pub max: u32,
+/// A wish that could not be fulfilled yet.
+#[derive(Clone, Debug)]
+struct Pending {
+    wish: Option<DesiredService>,
+    /// For want of room.
+    full: bool,
 }
+
 /// Keeps the kernel's maps in step with the desired services.
 #[derive(Debug)]
 pub struct Programmer<M> {
     maps: M,
-    services: HashMap<u32, Applied>,
-    by_key: HashMap<ServiceKey, u32>,
-    by_frontend: HashMap<FrontendKey, u32>,
-    backends: HashMap<BackendKey, BackendRow>,
+    services: Services,
+    /// To whom a frontend leads, and as what.
+    by_frontend: HashMap<FrontendKey, (u32, u8)>,
+    active: HashMap<Addr, ActiveAddress>,
+    /// Addresses to be removed from `active` unless a frontend there comes.
+    idle: BTreeSet<Addr>,
+    backends: Backends,
+    /// Rows of backends that get no new connections, the first ones first.
+    suspects: Vec<u32>,
     service_ids: Ids,
     backend_ids: Ids,
+    range_ids: Ids,
+    /// Entries of `SOURCE_RANGES` in use or resting.
+    range_entries: u32,
     arena: Arena,
+    /// Slots of tables in use.
+    table_slots: u32,
     resting: Quarantine<Resting>,
-    /// Backends whose state or row could not be brought up to date.
-    unsettled: BTreeSet<BackendKey>,
     /// What could not be done yet, newest wish only.
-    pending: BTreeMap<ServiceKey, Option<DesiredService>>,
+    pending: BTreeMap<ServiceKey, Pending>,
     writes: u64,
+    /// Kept for its memory.
+    slots: Vec<Slot>,
+}
+
+/// What went wrong while operations were carried out.
+#[derive(Default)]
+struct Failures {
+    services: HashMap<ServiceKey, ProgramError>,
+    backends: Lost,
+    /// Frontends whose coming owner could not be programmed.
+    coveted: Option<HashMap<FrontendKey, ServiceKey>>,
 }
 
 impl<M: Maps> Programmer<M> {
@@ -93,51 +120,71 @@ impl<M: Maps> Programmer<M> {
         now_ms: u64,
     ) -> Outcome {
         self.release(now_ms);
-        let wished: BTreeMap<ServiceKey, Option<DesiredService>> = changes.into_iter().collect();
-        for (key, desired) in &wished {
-            self.pending.remove(key);
-            if let Some(desired) = desired {
-                self.adopt(key, desired);
+        let wished = newest(changes.into_iter().collect());
+        for (key, wish) in &wished {
+            if !self.pending.is_empty() {
+                self.pending.remove(key);
+            }
+            if let Some(wish) = wish.as_ref().filter(|_| self.services.unclaimed() > 0) {
+                self.adopt(key, wish);
             }
         }
-        let held: Vec<Option<DesiredService>> = wished.keys().map(|key| self.held(key)).collect();
+        let held: Vec<Option<DesiredService>> = wished.iter().map(|(key, _)| self.held(key)).collect();
         let pairs = wished
             .iter()
             .zip(&held)
             .map(|((key, new), old)| (key, old.as_ref(), new.as_ref()));
         let ops = diff_services(pairs);
 
-        let mut failed: BTreeMap<ServiceKey, ProgramError> = BTreeMap::new();
-        let mut lost: HashMap<BackendKey, Arc<ProgramError>> = HashMap::new();
-        let mut touched: BTreeSet<BackendKey> = BTreeSet::new();
+        let mut failures = Failures::default();
         let before = self.writes;
         for op in &ops {
-            self.carry_out(op, now_ms, &mut failed, &mut lost, &mut touched);
+            self.carry_out(op, &wished, now_ms, &mut failures);
         }
-        touched.extend(std::mem::take(&mut self.unsettled));
-        for backend in touched {
-            if let Err(error) = self.settle_backend(backend, now_ms) {
+        drop(ops);
+        for id in self.backends.take_unsettled() {
+            let key = self.backends.get(id).map(|row| row.key);
+            if let Err(error) = self.settle_backend(id, now_ms) {
                 // one service stays pending for it, so that it is tried again
                 let uses = |s: &Option<DesiredService>| {
                     let mut members = s.iter().flat_map(|s| s.cluster.iter().chain(&s.local));
-                    members.any(|m| m.backend == backend)
+                    members.any(|m| Some(m.backend) == key)
                 };
                 let mut users = wished.iter().zip(&held);
                 let user = users.find(|((_, new), old)| uses(new) || uses(old));
-                if let Some(key) = user.map(|((key, _), _)| key).or_else(|| wished.keys().next()) {
-                    failed.entry(key.clone()).or_insert_with(|| error.into());
+                let blamed = user
+                    .map(|((key, _), _)| key)
+                    .or_else(|| wished.first().map(|(key, _)| key));
+                if let Some(key) = blamed {
+                    failures
+                        .services
+                        .entry(key.clone())
+                        .or_insert_with(|| error.into());
                 }
             }
+        }
+        if let Err(error) = self.settle_active()
+            && let Some((key, _)) = wished.first()
+        {
+            failures
+                .services
+                .entry(key.clone())
+                .or_insert_with(|| error.into());
         }
 
         let mut outcome = Outcome {
             writes: self.writes - before,
             ..Outcome::default()
         };
-        for (key, desired) in wished {
-            match failed.remove(&key) {
+        if failures.services.is_empty() {
+            outcome.applied = wished.len();
+            return outcome;
+        }
+        for (key, wish) in wished {
+            match failures.services.remove(&key) {
                 Some(error) => {
-                    self.pending.insert(key.clone(), desired);
+                    let full = error.is_full();
+                    self.pending.insert(key.clone(), Pending { wish, full });
                     outcome.failed.push((key, error));
                 }
                 None => outcome.applied += 1,
@@ -149,7 +196,10 @@ impl<M: Maps> Programmer<M> {
     /// Tries again what failed before.
     pub fn retry(&mut self, now_ms: u64) -> Outcome {
         let pending = std::mem::take(&mut self.pending);
-        self.reconcile(pending, now_ms)
+        self.reconcile(
+            pending.into_iter().map(|(key, pending)| (key, pending.wish)),
+            now_ms,
+        )
     }
 
     /// Services that are not as desired.
@@ -165,11 +215,15 @@ impl<M: Maps> Programmer<M> {
 
     /// Makes what has rested long enough available again.
     pub fn release(&mut self, now_ms: u64) {
-        for item in self.resting.release(now_ms) {
+        if self.resting.next_release().is_none_or(|at| at > now_ms) {
+            return;
+        }
+        for item in self.resting.release(now_ms).collect::<Vec<_>>() {
             match item {
                 Resting::Slots(range) => self.arena.give_back(range),
                 Resting::Backend(id) => self.backend_ids.give_back(id),
                 Resting::Service(id) => self.service_ids.give_back(id),
+                Resting::SourceRanges { id, keys } => self.remove_ranges(now_ms, id, keys),
             }
         }
     }
@@ -179,42 +233,32 @@ impl<M: Maps> Programmer<M> {
     pub fn prune(&mut self, now_ms: u64) -> Outcome {
         let mut outcome = Outcome::default();
         let before = self.writes;
-        let wished = self.pending.values().flatten();
+        let wished = self.pending.values().filter_map(|pending| pending.wish.as_ref());
         let spared: HashSet<FrontendKey> = wished.flat_map(|s| s.frontends.keys().copied()).collect();
         for frontend in self.orphans().collect::<Vec<_>>() {
-            if self.write(&Write::DeleteFrontend { key: frontend }).is_ok() {
-                self.by_frontend.remove(&frontend);
-            }
+            // a failure leaves it for the next call
+            let _: Result<(), MapError> = self.delete_frontend(frontend);
         }
-        let unclaimed: Vec<u32> = self
-            .services
-            .iter()
-            .filter(|(_, s)| s.key.is_none())
-            .map(|(id, _)| *id)
-            .collect();
-        for id in unclaimed {
-            let Some(service) = self.services.get(&id) else {
+        let unclaimed = self.services.iter().filter(|(_, s)| s.key.is_none());
+        for id in unclaimed.map(|(id, _)| id).collect::<Vec<_>>() {
+            let Some(service) = self.services.get(id) else {
                 continue;
             };
-            let frontends: Vec<FrontendKey> = service
-                .frontends
-                .keys()
-                .filter(|f| !spared.contains(f))
-                .copied()
-                .collect();
-            let backends: Vec<BackendKey> = members(service).map(|(_, m)| m.backend).collect();
-            for frontend in frontends {
+            let frontends = service.frontends.keys().filter(|f| !spared.contains(*f));
+            for frontend in frontends.copied().collect::<Vec<_>>() {
                 // a failure leaves the frontend for the next call: it still leads to a complete service
-                let _: Result<(), MapError> = self.delete_frontend(id, frontend);
+                let _: Result<(), MapError> = self.delete_frontend(frontend);
             }
-            if self.remove_service(id, now_ms).is_ok() && !self.services.contains_key(&id) {
+            if self.remove_service(id, now_ms).is_ok() && self.services.get(id).is_none() {
                 outcome.applied += 1;
             }
-            for backend in backends {
-                // a failure is remembered and tried again by the next call of reconcile
-                let _: Result<(), MapError> = self.settle_backend(backend, now_ms);
-            }
         }
+        for id in self.backends.take_unsettled() {
+            // a failure is remembered and tried again by the next call of reconcile
+            let _: Result<(), MapError> = self.settle_backend(id, now_ms);
+        }
+        // the same
+        let _: Result<(), MapError> = self.settle_active();
         outcome.writes = self.writes - before;
         outcome
     }
@@ -222,88 +266,32 @@ impl<M: Maps> Programmer<M> {
     /// True if [`Self::prune`] would find something to do.
     #[must_use]
     pub fn has_unclaimed(&self) -> bool {
-        self.services.values().any(|service| service.key.is_none()) || self.orphans().next().is_some()
+        self.services.unclaimed() > 0 || !self.idle.is_empty() || self.orphans().next().is_some()
     }
 
     /// Restored frontends that lead to an id that no service can have.
     fn orphans(&self) -> impl Iterator<Item = FrontendKey> + '_ {
         self.by_frontend
             .iter()
-            .filter(|(_, id)| !self.services.contains_key(*id))
+            .filter(|(_, (id, _))| self.services.get(*id).is_none())
             .map(|(frontend, _)| *frontend)
-    }
-
-    /// How full the maps are.
-    #[must_use]
-    pub fn usage(&self) -> [Fill; 4] {
-        let max = self.maps.capacity();
-        let (mut services, mut backends) = (self.services.len(), self.backends.len());
-        for item in self.resting.items() {
-            match item {
-                Resting::Slots(_) => {}
-                Resting::Backend(_) => backends += 1,
-                Resting::Service(_) => services += 1,
-            }
-        }
-        let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
-        [
-            Fill {
-                map: map_name::FRONTENDS,
-                used: count(self.by_frontend.len()),
-                max: max.frontends,
-            },
-            Fill {
-                map: map_name::SERVICES,
-                used: count(services),
-                max: max.services,
-            },
-            Fill {
-                map: map_name::SLOTS,
-                used: max.slots - self.arena.free(),
-                max: max.slots,
-            },
-            Fill {
-                map: map_name::BACKENDS,
-                used: count(backends),
-                max: max.backends,
-            },
-        ]
-    }
-
-    /// What the kernel holds, in order of key.
-    #[must_use]
-    pub fn services(&self) -> Vec<AppliedService> {
-        let mut out: Vec<AppliedService> = self
-            .services
-            .iter()
-            .map(|(&id, service)| AppliedService {
-                id,
-                key: service.key.clone(),
-                frontends: service.frontends.to_map(),
-                config: service.config,
-                cluster: service.cluster.members.clone(),
-                local: service.local.members.clone(),
-            })
-            .collect();
-        out.sort_by(|a, b| (&a.key, a.id).cmp(&(&b.key, b.id)));
-        out
     }
 
     /// A restored service is this one if it is offered at wished frontends only: else changing its sets would change what
     /// the others lead to.
-    fn adopt(&mut self, key: &ServiceKey, desired: &DesiredService) {
-        if self.by_key.contains_key(key) {
+    fn adopt(&mut self, key: &ServiceKey, wish: &DesiredService) {
+        if self.services.find(key).is_some() {
             return;
         }
-        let is_this =
-            |s: &Applied| s.key.is_none() && s.frontends.keys().all(|f| desired.frontends.contains_key(f));
-        for frontend in desired.frontends.keys() {
-            let Some(&id) = self.by_frontend.get(frontend) else {
+        for frontend in wish.frontends.keys() {
+            let Some(&(id, _)) = self.by_frontend.get(frontend) else {
                 continue;
             };
-            if let Some(service) = self.services.get_mut(&id).filter(|s| is_this(s)) {
-                service.key = Some(key.clone());
-                self.by_key.insert(key.clone(), id);
+            let is_this = self.services.get(id).is_some_and(|s| {
+                s.key.is_none() && s.frontends.keys().all(|f| wish.frontends.contains_key(f))
+            });
+            if is_this {
+                self.services.name(id, key);
                 return;
             }
         }
@@ -311,17 +299,26 @@ impl<M: Maps> Programmer<M> {
 
     /// What the kernel holds of a service, in the terms of the wish.
     fn held(&self, key: &ServiceKey) -> Option<DesiredService> {
-        let service = self.services.get(self.by_key.get(key)?)?;
-        let set = |set: &AppliedSet| set.members.iter().map(|&(_, member)| member).collect();
+        let service = self.services.get(self.services.find(key)?)?;
+        let set = |set: &held::AppliedSet| set.members.iter().filter_map(|m| self.member(*m)).collect();
         let mut held = DesiredService {
-            frontends: service.frontends.to_map(),
+            frontends: service.frontends.clone(),
             cluster: set(&service.cluster),
             local: set(&service.local),
             config: service.config,
-            has_any: false,
+            source_ranges: service
+                .ranges
+                .as_ref()
+                .map(|r| r.list.clone())
+                .unwrap_or_default(),
         };
-        if service.cluster.unknown || service.local.unknown {
-            // differs from every wish, so that the sets are written
+        let unknown_table = |tables: &[held::AppliedTable; 2]| tables.iter().any(|table| table.unknown);
+        if service.stale
+            || service.cluster.unknown
+            || service.local.unknown
+            || service.tables.as_deref().is_some_and(unknown_table)
+        {
+            // differs from every wish, so that everything is gone through
             held.config.algorithm = u32::MAX;
         }
         Some(held)
@@ -329,76 +326,135 @@ impl<M: Maps> Programmer<M> {
 
     fn carry_out(
         &mut self,
-        op: &Op,
+        op: &Op<'_>,
+        wished: &[(ServiceKey, Option<DesiredService>)],
         now_ms: u64,
-        failed: &mut BTreeMap<ServiceKey, ProgramError>,
-        lost: &mut HashMap<BackendKey, Arc<ProgramError>>,
-        touched: &mut BTreeSet<BackendKey>,
+        failures: &mut Failures,
     ) {
-        let (key, result) = match op {
-            Op::PutBackend { backend, state } => {
-                touched.insert(*backend);
-                if let Err(error) = self.put_backend(*backend, *state) {
-                    lost.insert(*backend, Arc::new(error));
+        let (key, result) = match *op {
+            Op::PutBackend { backend } => {
+                if let Err(error) = self.put_backend(backend) {
+                    failures.backends.insert(backend, Arc::new(error));
                 }
                 return;
             }
-            Op::DeleteBackend { backend } => {
-                touched.insert(*backend);
-                return;
-            }
-            Op::SetService {
-                key,
-                config,
-                cluster,
-                local,
-            } => {
-                touched.extend(self.services_members(key));
-                (key, self.set_service(key, *config, cluster, local, lost, now_ms))
-            }
-            Op::PutFrontend { key, .. } | Op::DeleteFrontend { key, .. } | Op::DeleteService { key }
-                if failed.contains_key(key) =>
+            // its references are counted
+            Op::DeleteBackend { .. } => return,
+            Op::GrowService { key, .. }
+            | Op::SetService { key, .. }
+            | Op::PutFrontend { key, .. }
+            | Op::DeleteFrontend { key, .. }
+            | Op::DeleteService { key }
+                if failures.services.contains_key(key) =>
             {
                 return;
             }
-            Op::PutFrontend { frontend, kind, key } => (key, self.put_frontend(key, *frontend, *kind)),
+            Op::GrowService { key, wish, keeps } => {
+                let result = self.set_service(key, wish, keeps, &failures.backends, now_ms);
+                (key, result)
+            }
+            Op::SetService { key, wish } => {
+                let result = self.set_service(key, wish, Keeps::default(), &failures.backends, now_ms);
+                (key, result)
+            }
+            Op::PutFrontend { frontend, offer, key } => (key, self.put_frontend(key, frontend, offer)),
             Op::DeleteFrontend { frontend, key } => {
-                let id = self
-                    .by_key
-                    .get(key)
-                    .copied()
-                    .filter(|id| self.by_frontend.get(frontend) == Some(id));
-                (
-                    key,
-                    id.map_or(Ok(()), |id| self.delete_frontend(id, *frontend))
-                        .map_err(Into::into),
-                )
+                let leads_here = self
+                    .services
+                    .find(key)
+                    .is_some_and(|id| self.by_frontend.get(&frontend).is_some_and(|(to, _)| *to == id));
+                if !leads_here {
+                    return;
+                }
+                let coveted = failures
+                    .coveted
+                    .get_or_insert_with(|| coveted(&failures.services, wished, &self.pending));
+                let result = match coveted.get(&frontend) {
+                    Some(by) => Err(ProgramError::Kept {
+                        frontend,
+                        by: Box::new(by.clone()),
+                    }),
+                    None => self.delete_frontend(frontend).map_err(Into::into),
+                };
+                (key, result)
             }
             Op::DeleteService { key } => {
-                let id = self.by_key.get(key).copied();
-                (
-                    key,
-                    id.map_or(Ok(()), |id| self.remove_service(id, now_ms))
-                        .map_err(Into::into),
-                )
+                let id = self.services.find(key);
+                let result = id.map_or(Ok(()), |id| self.remove_service(id, now_ms));
+                (key, result.map_err(Into::into))
             }
         };
+        let is_set = matches!(op, Op::SetService { .. });
+        let service = if is_set || result.is_err() {
+            self.services.find(key).and_then(|id| self.services.get_mut(id))
+        } else {
+            None
+        };
+        if let Some(service) = service {
+            service.stale = result.is_err();
+        }
         if let Err(error) = result {
-            failed.insert(key.clone(), error);
+            failures.services.insert(key.clone(), error);
         }
     }
 
-    fn services_members(&self, key: &ServiceKey) -> Vec<BackendKey> {
-        let service = self.by_key.get(key).and_then(|id| self.services.get(id));
-        service
-            .into_iter()
-            .flat_map(members)
-            .map(|(_, member)| member.backend)
-            .collect()
+    /// A service that is to be gone through again.
+    fn want_again(&mut self, id: u32, key: &ServiceKey) {
+        let Some(service) = self.services.get_mut(id) else {
+            return;
+        };
+        service.stale = false;
+        let wish = self.held(key);
+        if let Some(service) = self.services.get_mut(id) {
+            service.stale = true;
+        }
+        self.pending
+            .entry(key.clone())
+            .or_insert(Pending { wish, full: false });
     }
 
     fn write(&mut self, write: &Write<'_>) -> Result<(), MapError> {
         self.writes += 1;
         self.maps.write(write)
     }
+}
+
+/// Only the last wish for each service.
+fn newest(
+    mut wished: Vec<(ServiceKey, Option<DesiredService>)>,
+) -> Vec<(ServiceKey, Option<DesiredService>)> {
+    let mut stays: Vec<bool> = Vec::with_capacity(wished.len());
+    {
+        let mut seen: HashSet<&ServiceKey> = HashSet::with_capacity(wished.len());
+        stays.extend(wished.iter().rev().map(|(key, _)| seen.insert(key)));
+    }
+    if stays.contains(&false) {
+        let mut stays = stays.into_iter().rev();
+        wished.retain(|_| stays.next().unwrap_or(true));
+    }
+    wished
+}
+
+/// Frontends that services want which could not be programmed, though there is room for them.
+fn coveted(
+    failed: &HashMap<ServiceKey, ProgramError>,
+    wished: &[(ServiceKey, Option<DesiredService>)],
+    pending: &BTreeMap<ServiceKey, Pending>,
+) -> HashMap<FrontendKey, ServiceKey> {
+    let mut out = HashMap::new();
+    if failed.is_empty() && pending.is_empty() {
+        return out;
+    }
+    let now = wished
+        .iter()
+        .filter(|(key, _)| failed.get(key).is_some_and(|error| !error.is_full()));
+    let before = pending.iter().filter(|(_, pending)| !pending.full);
+    let wishes = now
+        .map(|(key, wish)| (key, wish))
+        .chain(before.map(|(key, pending)| (key, &pending.wish)));
+    for (key, wish) in wishes {
+        let frontends = wish.iter().flat_map(|wish| wish.frontends.keys());
+        out.extend(frontends.map(|frontend| (*frontend, key.clone())));
+    }
+    out
 }

@@ -1,127 +1,143 @@
-//! Steps on services: sets, configuration, frontends.
+//! Steps on services: sets, configuration, access.
 
-use std::collections::HashMap;
-use std::sync::Arc;
-
-use dataplane_common::abi::{FrontendKey, FrontendValue, Service, SetWord, Slot, map_name};
+use dataplane_common::abi::{Service, SetWord, Slot, map_name};
 
 use super::Programmer;
 use super::alloc::Range;
+use super::backend::Lost;
 use super::error::ProgramError;
-use super::held::{Applied, AppliedSet, Offers, Resting, pick, pick_mut, word};
+use super::held::{Applied, AppliedSet, Member, Resting, word};
 use super::maps::{MapError, Maps, SetKind, Write};
-use crate::desired::{ServiceConfig, SetBackend};
-use crate::key::{BackendKey, ServiceKey};
+use crate::desired::{DesiredService, Frontends, ServiceConfig};
+use crate::diff::{Keeps, serves_all};
+use crate::key::ServiceKey;
+
+const SETS: [SetKind; 2] = [SetKind::Cluster, SetKind::Local];
 
 impl<M: Maps> Programmer<M> {
+    /// Makes a service what is wished, less what it keeps.
     pub(super) fn set_service(
         &mut self,
         key: &ServiceKey,
-        config: ServiceConfig,
-        cluster: &[SetBackend],
-        local: &[SetBackend],
-        lost: &HashMap<BackendKey, Arc<ProgramError>>,
+        wish: &DesiredService,
+        keeps: Keeps,
+        lost: &Lost,
         now_ms: u64,
     ) -> Result<(), ProgramError> {
-        let cluster = self.resolve(cluster, lost)?;
-        let local = self.resolve(local, lost)?;
-        match self.by_key.get(key).copied() {
-            None => self.add_service(key, config, cluster, local),
-            Some(id) => {
-                // Sets that traffic may need come before the flag that sends it there; emptied ones after it.
-                let grows = |set: &[(u32, SetBackend)]| !set.is_empty();
-                for (which, set) in [(SetKind::Cluster, &cluster), (SetKind::Local, &local)] {
-                    if grows(set) {
-                        self.change_set(id, which, set, now_ms)?;
-                    }
-                }
-                self.change_config(id, config)?;
-                for (which, set) in [(SetKind::Cluster, &cluster), (SetKind::Local, &local)] {
-                    if !grows(set) {
-                        self.change_set(id, which, set, now_ms)?;
-                    }
-                }
-                Ok(())
+        let sets = [
+            self.resolve(&wish.cluster, lost)?,
+            self.resolve(&wish.local, lost)?,
+        ];
+        let Some(id) = self.services.find(key) else {
+            return self.add_service(key, wish, sets);
+        };
+        // Sets that traffic may need come before the flag that sends it there; emptied ones after it.
+        for (which, set) in SETS.into_iter().zip(&sets) {
+            if !set.is_empty() {
+                self.change_set(id, which, set, now_ms)?;
             }
         }
+        // who may enter by frontends that ask for ranges must be known before these, and until they are gone
+        if !keeps.ranges {
+            self.change_access(id, wish.config.affinity_seconds, &wish.source_ranges, now_ms)?;
+        }
+        if keeps.sets && !serves_all(wish) {
+            return Ok(());
+        }
+        self.change_config(id, wish.config)?;
+        if keeps.sets {
+            return Ok(());
+        }
+        for (which, set) in SETS.into_iter().zip(&sets) {
+            if set.is_empty() {
+                self.change_set(id, which, set, now_ms)?;
+            }
+        }
+        self.change_tables(id, now_ms)
     }
 
-    pub(super) fn add_service(
+    fn add_service(
         &mut self,
         key: &ServiceKey,
-        config: ServiceConfig,
-        cluster: Vec<(u32, SetBackend)>,
-        local: Vec<(u32, SetBackend)>,
+        wish: &DesiredService,
+        [cluster, local]: [Box<[Member]>; 2],
     ) -> Result<(), ProgramError> {
         let Some(id) = self.service_ids.take() else {
-            let max = self.maps.capacity().services;
             return Err(ProgramError::Full {
                 map: map_name::SERVICES,
                 needed: 1,
                 free: 0,
-                max,
+                max: self.maps.capacity().services,
             });
         };
-        let laid_out = self
-            .lay_out(id, &cluster)
-            .and_then(|cluster_range| match self.lay_out(id, &local) {
-                Ok(local_range) => Ok((cluster_range, local_range)),
-                Err(error) => {
-                    self.arena.give_back(cluster_range);
-                    Err(error)
-                }
-            });
-        let result = laid_out.and_then(|(cluster_range, local_range)| {
-            let row = Service {
-                cluster: word(cluster_range),
-                local: word(local_range),
-                algorithm: config.algorithm,
-                flags: config.flags,
-                ..Service::default()
-            };
-            let written = self.write(&Write::Service { id, row });
-            written.map(|()| (cluster_range, local_range)).map_err(|error| {
-                self.arena.give_back(cluster_range);
-                self.arena.give_back(local_range);
-                error.into()
-            })
-        });
-        let (cluster_range, local_range) = match result {
-            Ok(ranges) => ranges,
-            Err(error) => {
-                self.service_ids.give_back(id);
-                return Err(error);
-            }
-        };
-        self.count_refs(&cluster, true);
-        self.count_refs(&local, true);
-        let applied = Applied {
+        let mut new = Applied {
             key: Some(key.clone()),
-            frontends: Offers::default(),
-            config,
-            cluster: AppliedSet {
-                range: cluster_range,
-                members: cluster,
-                unknown: false,
-            },
-            local: AppliedSet {
-                range: local_range,
-                members: local,
-                unknown: false,
-            },
+            frontends: Frontends::default(),
+            config: wish.config,
+            cluster: self.set_of(cluster),
+            local: self.set_of(local),
+            tables: None,
+            ranges: None,
+            stale: false,
         };
-        self.services.insert(id, applied);
-        self.by_key.insert(key.clone(), id);
-        Ok(())
+        if let Err(error) = self.write_new(id, wish, &mut new) {
+            self.arena.give_back(new.cluster.range);
+            self.arena.give_back(new.local.range);
+            if let Some(ranges) = new.ranges {
+                // written, but nobody has read of them
+                self.rest_ranges(0, &ranges);
+            }
+            self.service_ids.give_back(id);
+            return Err(error);
+        }
+        self.count_members(&new.cluster.members, true);
+        self.count_members(&new.local.members, true);
+        self.services.insert(id, new);
+        self.change_tables(id, 0)
+    }
+
+    /// Writes everything that a new service's row refers to, then the row.
+    fn write_new(&mut self, id: u32, wish: &DesiredService, new: &mut Applied) -> Result<(), ProgramError> {
+        new.cluster.range = self.lay_out(id, new.cluster.published())?;
+        new.local.range = self.lay_out(id, new.local.published())?;
+        new.ranges = self.lay_out_ranges(&wish.source_ranges)?;
+        self.write(&Write::ResetServiceStats { id })?;
+        let row = Service {
+            cluster: word(new.cluster.range),
+            local: word(new.local.range),
+            algorithm: wish.config.algorithm,
+            flags: wish.config.flags,
+            affinity_seconds: wish.config.affinity_seconds,
+            source_ranges: new.ranges_id(),
+            ..Service::default()
+        };
+        Ok(self.write(&Write::Service { id, row })?)
+    }
+
+    fn set_of(&self, members: Box<[Member]>) -> AppliedSet {
+        AppliedSet {
+            left_out: self.left_out(&members),
+            members,
+            ..AppliedSet::default()
+        }
     }
 
     /// Writes a set's slots into a new range that nothing refers to yet.
     pub(super) fn lay_out(
         &mut self,
         service: u32,
-        members: &[(u32, SetBackend)],
+        backends: impl Iterator<Item = u32>,
     ) -> Result<Range, ProgramError> {
-        let needed = u32::try_from(members.len()).unwrap_or(u32::MAX);
+        let mut slots = std::mem::take(&mut self.slots);
+        slots.clear();
+        slots.extend(backends.map(|backend| Slot::new(backend, service)));
+        let result = self.write_slots(&slots);
+        self.slots = slots;
+        result
+    }
+
+    fn write_slots(&mut self, slots: &[Slot]) -> Result<Range, ProgramError> {
+        let needed = u32::try_from(slots.len()).unwrap_or(u32::MAX);
         let Some(range) = self.arena.take(needed) else {
             let (free, max) = (self.arena.free(), self.maps.capacity().slots);
             return Err(ProgramError::Full {
@@ -131,149 +147,120 @@ impl<M: Maps> Programmer<M> {
                 max,
             });
         };
-        if range.len > 0 {
-            let slots: Vec<Slot> = members
-                .iter()
-                .map(|(backend, _)| Slot::new(*backend, service))
-                .collect();
-            if let Err(error) = self.write(&Write::Slots {
+        if range.len > 0
+            && let Err(error) = self.write(&Write::Slots {
                 base: range.base,
-                slots: &slots,
-            }) {
-                self.arena.give_back(range);
-                return Err(error.into());
-            }
+                slots,
+            })
+        {
+            self.arena.give_back(range);
+            return Err(error.into());
         }
         Ok(range)
     }
 
+    /// Publishes a set with these members, less those that are suspected to have failed.
     pub(super) fn change_set(
         &mut self,
         id: u32,
         which: SetKind,
-        members: &[(u32, SetBackend)],
+        members: &[Member],
         now_ms: u64,
     ) -> Result<(), ProgramError> {
-        let Some(old) = self.services.get(&id).map(|s| pick(s, which)) else {
+        let Some(old) = self.services.get(id).map(|s| s.set(which)) else {
             return Ok(());
         };
-        let same = !old.unknown && old.members.iter().map(|m| m.0).eq(members.iter().map(|m| m.0));
-        if !same {
-            let range = self.lay_out(id, members)?;
-            if let Err(error) = self.write(&Write::Set {
-                id,
-                which,
-                word: word(range),
-            }) {
-                self.arena.give_back(range);
-                return Err(error.into());
+        let left_out = self.left_out(members);
+        let ids = |members: &[Member]| members.iter().map(|m| m.id()).collect::<Vec<_>>();
+        let same = !old.unknown && old.left_out == left_out && ids(&old.members) == ids(members);
+        if same {
+            if *old.members != *members {
+                self.count_members(members, true);
+                if let Some(service) = self.services.get_mut(id) {
+                    let old = std::mem::replace(&mut service.set_mut(which).members, members.into());
+                    self.count_members(&old, false);
+                }
             }
-            self.count_refs(members, true);
-            let Some(service) = self.services.get_mut(&id) else {
-                return Ok(());
-            };
-            let set = AppliedSet {
-                range,
-                members: members.to_vec(),
-                unknown: false,
-            };
-            let old = std::mem::replace(pick_mut(service, which), set);
-            self.count_refs(&old.members, false);
-            if old.range.len > 0 {
-                self.resting.put(now_ms, Resting::Slots(old.range));
-            }
-        } else if let Some(service) = self.services.get_mut(&id) {
-            let old = std::mem::replace(&mut pick_mut(service, which).members, members.to_vec());
-            self.count_refs(members, true);
-            self.count_refs(&old, false);
+            return Ok(());
+        }
+        let mut set = AppliedSet {
+            members: members.into(),
+            left_out,
+            ..AppliedSet::default()
+        };
+        set.range = self.lay_out(id, set.published())?;
+        if let Err(error) = self.write(&Write::Set {
+            id,
+            which,
+            word: word(set.range),
+        }) {
+            self.arena.give_back(set.range);
+            return Err(error.into());
+        }
+        self.count_members(members, true);
+        if let Some(service) = self.services.get_mut(id) {
+            let old = std::mem::replace(service.set_mut(which), set);
+            self.count_members(&old.members, false);
+            self.rest_slots(old.range, now_ms);
         }
         Ok(())
     }
 
-    pub(super) fn change_config(&mut self, id: u32, config: ServiceConfig) -> Result<(), ProgramError> {
-        if self.services.get(&id).is_some_and(|s| s.config != config) {
+    pub(super) fn rest_slots(&mut self, range: Range, now_ms: u64) {
+        if range.len > 0 {
+            self.resting.put(now_ms, Resting::Slots(range));
+        }
+    }
+
+    pub(super) fn change_config(&mut self, id: u32, config: ServiceConfig) -> Result<(), MapError> {
+        let Some(service) = self.services.get(id) else {
+            return Ok(());
+        };
+        let before = service.config;
+        if (before.algorithm, before.flags) != (config.algorithm, config.flags) {
             self.write(&Write::Config {
                 id,
                 algorithm: config.algorithm,
                 flags: config.flags,
             })?;
-            if let Some(service) = self.services.get_mut(&id) {
-                service.config = config;
-            }
         }
-        Ok(())
-    }
-
-    pub(super) fn put_frontend(
-        &mut self,
-        key: &ServiceKey,
-        frontend: FrontendKey,
-        kind: u8,
-    ) -> Result<(), ProgramError> {
-        let Some(&id) = self.by_key.get(key) else {
-            return Ok(());
-        };
-        let value = FrontendValue {
-            service: id,
-            kind,
-            ..FrontendValue::default()
-        };
-        self.write(&Write::PutFrontend { key: frontend, value })?;
-        if let Some(before) = self
-            .by_frontend
-            .insert(frontend, id)
-            .filter(|before| *before != id)
-            && let Some(service) = self.services.get_mut(&before)
-        {
-            service.frontends.remove(&frontend);
-        }
-        if let Some(service) = self.services.get_mut(&id) {
-            service.frontends.insert(frontend, kind);
-        }
-        Ok(())
-    }
-
-    pub(super) fn delete_frontend(&mut self, id: u32, frontend: FrontendKey) -> Result<(), MapError> {
-        self.write(&Write::DeleteFrontend { key: frontend })?;
-        self.by_frontend.remove(&frontend);
-        if let Some(service) = self.services.get_mut(&id) {
-            service.frontends.remove(&frontend);
+        if let Some(service) = self.services.get_mut(id) {
+            service.config = ServiceConfig {
+                // written apart
+                affinity_seconds: before.affinity_seconds,
+                ..config
+            };
         }
         Ok(())
     }
 
     /// Removes a service to which no frontend leads any more. Its row is emptied: who still holds its id is refused.
     pub(super) fn remove_service(&mut self, id: u32, now_ms: u64) -> Result<(), MapError> {
-        if self
-            .services
-            .get(&id)
-            .is_none_or(|service| !service.frontends.is_empty())
-        {
+        if self.services.get(id).is_none_or(|s| !s.frontends.is_empty()) {
             return Ok(());
         }
-        for which in [SetKind::Cluster, SetKind::Local] {
+        for which in SETS {
             self.write(&Write::Set {
                 id,
                 which,
                 word: SetWord::default(),
             })?;
             // if the next write fails, a later wish for this service must not take the set for what it was
-            if let Some(service) = self.services.get_mut(&id) {
-                pick_mut(service, which).unknown = true;
+            if let Some(service) = self.services.get_mut(id) {
+                service.set_mut(which).unknown = true;
             }
         }
-        let Some(service) = self.services.remove(&id) else {
+        self.drop_tables(id, now_ms)?;
+        let Some(service) = self.services.remove(id) else {
             return Ok(());
         };
-        if let Some(key) = &service.key {
-            self.by_key.remove(key);
-        }
         self.resting.put(now_ms, Resting::Service(id));
         for set in [service.cluster, service.local] {
-            self.count_refs(&set.members, false);
-            if set.range.len > 0 {
-                self.resting.put(now_ms, Resting::Slots(set.range));
-            }
+            self.count_members(&set.members, false);
+            self.rest_slots(set.range, now_ms);
+        }
+        if let Some(ranges) = service.ranges {
+            self.rest_ranges(now_ms, &ranges);
         }
         Ok(())
     }

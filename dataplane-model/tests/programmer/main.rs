@@ -1,24 +1,27 @@
 //! Properties of the programmer, as a program in the kernel would see its maps.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on must fail")]
 
+mod crash;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use dataplane_common::abi::{
-    BePort, FrontendKey, FrontendValue, SourceRangeKey, frontend_kind, service_flag,
+    BePort, FrontendKey, FrontendValue, SetWord, SourceRangeKey, frontend_class, frontend_flag, frontend_kind,
 };
 use dataplane_model::program::{
-    Capacity, FakeMaps, FaultyMaps, MapError, Maps, Programmer, QUARANTINE_MS, Write,
+    Capacity, FakeMaps, FaultyMaps, MapError, Maps, Programmer, QUARANTINE_MS, Write, backend_node,
 };
 use dataplane_model::{
-    BackendKey, BackendState, Desired, DesiredService, Family, ObjectName, Protocol, ServiceConfig,
-    ServiceKey, SetBackend, diff,
+    BackendKey, BackendState, Desired, DesiredService, Family, ObjectName, Offer, Protocol, ServiceConfig,
+    ServiceKey, SetBackend, diff, table,
 };
+use ipnet::IpNet;
 use proptest::prelude::*;
 
 const CAPACITY: Capacity = Capacity {
     services: 64,
     backends: 64,
-    slots: 512,
+    slots: 1 << 16,
     frontends: 64,
     source_ranges: 64,
 };
@@ -56,9 +59,27 @@ fn set(ids: &BTreeSet<u8>) -> Vec<SetBackend> {
         .map(|i| SetBackend {
             backend: backend(*i),
             state: BackendState::Active,
-            local: false,
+            local: i % 3 == 0,
         })
         .collect()
+}
+
+fn net(i: u8) -> IpNet {
+    IpNet::new(std::net::Ipv4Addr::new(10, i, 0, 0).into(), 16).unwrap()
+}
+
+/// Frontends of every kind, two each.
+fn offer(f: u8, ranges: &BTreeSet<u8>) -> Offer {
+    let kind = match f % 3 {
+        0 => frontend_kind::CLUSTER_IP,
+        1 => frontend_kind::LOAD_BALANCER,
+        _ => frontend_kind::NODE_PORT,
+    };
+    let ranged = kind == frontend_kind::LOAD_BALANCER && !ranges.is_empty();
+    Offer {
+        kind,
+        flags: if ranged { frontend_flag::SOURCE_RANGES } else { 0 },
+    }
 }
 
 /// Up to 6 services over 6 frontends (each frontend to one service) and 10 backends.
@@ -66,27 +87,28 @@ fn desired() -> impl Strategy<Value = Desired> {
     let service = (
         prop::collection::btree_set(0u8..10, 0..6),
         prop::collection::btree_set(0u8..10, 0..4),
-        any::<bool>(),
+        0u32..4,
+        prop::sample::select(vec![0u8, 0, 0, 0, 1, 2, 3]),
+        prop::sample::select(vec![0u32, 0, 60]),
+        prop::collection::btree_set(0u8..4, 0..3),
     );
     let owners = prop::collection::btree_map(0u8..6, 0u8..6, 0..6);
     (prop::collection::btree_map(0u8..6, service, 0..6), owners).prop_map(|(services, owners)| Desired {
         services: services
             .into_iter()
-            .map(|(i, (cluster, local, internal_local))| {
-                let flags = if internal_local {
-                    service_flag::INTERNAL_LOCAL
-                } else {
-                    0
-                };
+            .map(|(i, (cluster, local, flags, tables, affinity_seconds, ranges))| {
                 let mine = owners.iter().filter(|(_, owner)| **owner == i);
                 let service = DesiredService {
-                    frontends: mine
-                        .map(|(f, _)| (frontend(*f), frontend_kind::CLUSTER_IP))
-                        .collect(),
+                    frontends: mine.map(|(f, _)| (frontend(*f), offer(*f, &ranges))).collect(),
                     cluster: set(&cluster),
                     local: set(&local),
-                    config: ServiceConfig { algorithm: 0, flags },
-                    has_any: true,
+                    config: ServiceConfig {
+                        algorithm: 0,
+                        flags,
+                        affinity_seconds,
+                        tables,
+                    },
+                    source_ranges: ranges.into_iter().map(net).collect(),
                 };
                 (key(i), service)
             })
@@ -100,34 +122,59 @@ fn reachable(
     value: FrontendValue,
 ) -> Result<(BTreeSet<BackendKey>, BTreeSet<BackendKey>), String> {
     let row = maps.service(value.service).ok_or("service id out of range")?;
-    let read = |base: u32, count: u32| -> Result<BTreeSet<BackendKey>, String> {
-        (base..base + count)
-            .map(|i| {
-                let slot = maps.slot(i).ok_or("slot out of range")?;
-                if slot.service() != value.service {
-                    return Err(format!(
-                        "slot {i} is of service {}, not {}",
-                        slot.service(),
-                        value.service
-                    ));
-                }
-                let row = maps.backend(slot.backend()).ok_or("backend out of range")?;
-                if slot.backend() == 0 || row.state == 0 {
-                    return Err(format!("slot {i} names a free backend"));
-                }
-                let protocol = Protocol::from_number(row.protocol).ok_or("bad protocol")?;
-                Ok(BackendKey {
-                    addr: row.addr,
-                    port: row.port,
-                    protocol,
-                })
-            })
-            .collect()
-    };
+    // a table is a set whose backends come often
+    read_set(maps, value.service, row.maglev)?;
+    read_set(maps, value.service, row.maglev_local)?;
     Ok((
-        read(row.cluster.base(), row.cluster.count())?,
-        read(row.local.base(), row.local.count())?,
+        read_set(maps, value.service, row.cluster)?,
+        read_set(maps, value.service, row.local)?,
     ))
+}
+
+fn read_set(maps: &impl Maps, service: u32, word: SetWord) -> Result<BTreeSet<BackendKey>, String> {
+    let mut ids = Vec::new();
+    for i in word.base()..word.base() + word.count() {
+        let slot = maps.slot(i).ok_or("slot out of range")?;
+        if slot.service() != service {
+            return Err(format!(
+                "slot {i} is of service {}, not {service}",
+                slot.service()
+            ));
+        }
+        if !ids.contains(&slot.backend()) {
+            ids.push(slot.backend());
+        }
+    }
+    ids.into_iter()
+        .map(|id| {
+            let row = maps.backend(id).ok_or("backend out of range")?;
+            if id == 0 || row.state == 0 {
+                return Err(format!("a slot of service {service} names free backend {id}"));
+            }
+            let protocol = Protocol::from_number(row.protocol).ok_or("bad protocol")?;
+            Ok(BackendKey {
+                addr: row.addr,
+                port: row.port,
+                protocol,
+            })
+        })
+        .collect()
+}
+
+/// The frontends that lead to services. Each address of a ClusterIP must be known as such.
+fn frontends(maps: &impl Maps) -> Result<Vec<(FrontendKey, FrontendValue)>, String> {
+    let mut all = maps.frontends().map_err(|e| e.to_string())?;
+    let active: BTreeSet<_> = all
+        .extract_if(.., |(key, _)| key.class == frontend_class::ACTIVE_ADDRESS)
+        .map(|(key, _)| key.addr)
+        .collect();
+    let unknown = |(key, value): &&(FrontendKey, FrontendValue)| {
+        value.kind == frontend_kind::CLUSTER_IP && !active.contains(&key.addr)
+    };
+    match all.iter().find(unknown) {
+        Some((key, _)) => Err(format!("{} is not known as a service's address", key.addr)),
+        None => Ok(all),
+    }
 }
 
 /// Maps that check after each write that every frontend leads to a complete service whose backends are its own, before or
@@ -165,7 +212,7 @@ impl Watched {
     }
 
     fn check(&self) -> Result<(), String> {
-        for (frontend, value) in self.inner.frontends().map_err(|e| e.to_string())? {
+        for (frontend, value) in frontends(&self.inner)? {
             let (cluster, local) = reachable(&self.inner, value).map_err(|e| format!("{frontend:?}: {e}"))?;
             let owners = self
                 .owners
@@ -227,24 +274,85 @@ fn changes(old: &Desired, new: &Desired) -> Vec<(ServiceKey, Option<DesiredServi
 }
 
 /// What the maps mean, by frontend.
-fn meaning(maps: &impl Maps) -> BTreeMap<FrontendKey, (BTreeSet<BackendKey>, BTreeSet<BackendKey>, u32)> {
-    let read = |(frontend, value): (FrontendKey, FrontendValue)| {
-        let (cluster, local) = reachable(maps, value).unwrap();
-        (
-            frontend,
-            (cluster, local, maps.service(value.service).unwrap().flags),
-        )
-    };
-    maps.frontends().unwrap().into_iter().map(read).collect()
+#[derive(Clone, PartialEq, Eq, Debug)]
+struct Meaning {
+    offer: Offer,
+    cluster: BTreeSet<BackendKey>,
+    local: BTreeSet<BackendKey>,
+    tables: [BTreeSet<BackendKey>; 2],
+    flags: u32,
+    affinity_seconds: u32,
+    source_ranges: BTreeSet<IpNet>,
+    locals: BTreeSet<BackendKey>,
 }
 
-fn wanted(desired: &Desired) -> BTreeMap<FrontendKey, (BTreeSet<BackendKey>, BTreeSet<BackendKey>, u32)> {
+fn meaning(maps: &impl Maps) -> BTreeMap<FrontendKey, Meaning> {
+    let ranges = maps.source_ranges().unwrap();
+    let read = |(frontend, value): (FrontendKey, FrontendValue)| {
+        let (cluster, local) = reachable(maps, value).unwrap();
+        let row = maps.service(value.service).unwrap();
+        let of_service = ranges.iter().filter(|key| key.ranges == row.source_ranges);
+        let slots = row.cluster.base()..row.cluster.base() + row.cluster.count();
+        let rows = slots.map(|i| maps.backend(maps.slot(i).unwrap().backend()).unwrap());
+        let meaning = Meaning {
+            offer: Offer {
+                kind: value.kind,
+                flags: value.flags,
+            },
+            cluster,
+            local,
+            tables: [row.maglev, row.maglev_local].map(|word| read_set(maps, value.service, word).unwrap()),
+            flags: row.flags,
+            affinity_seconds: row.affinity_seconds,
+            source_ranges: of_service
+                .map(|key| {
+                    IpNet::new(key.addr.to_ip(), u8::try_from(key.prefix_len - 32 - 96).unwrap()).unwrap()
+                })
+                .collect(),
+            locals: rows
+                .filter(|row| row.node == backend_node::LOCAL)
+                .map(|row| BackendKey {
+                    addr: row.addr,
+                    port: row.port,
+                    protocol: Protocol::Tcp,
+                })
+                .collect(),
+        };
+        (frontend, meaning)
+    };
+    let all = frontends(maps).unwrap();
+    let cluster_ips = all
+        .iter()
+        .filter(|(_, value)| value.kind == frontend_kind::CLUSTER_IP);
+    let addresses: BTreeSet<_> = cluster_ips.map(|(key, _)| key.addr).collect();
+    assert_eq!(
+        maps.frontends().unwrap().len(),
+        all.len() + addresses.len(),
+        "no address more than needed"
+    );
+    all.into_iter().map(read).collect()
+}
+
+fn wanted(desired: &Desired) -> BTreeMap<FrontendKey, Meaning> {
     let names = |set: &[SetBackend]| set.iter().map(|m| m.backend).collect::<BTreeSet<_>>();
     let of = |s: &DesiredService| {
-        let meaning = (names(&s.cluster), names(&s.local), s.config.flags);
+        let table = |set: &[SetBackend], bit: u8| {
+            let wanted = s.config.tables & bit != 0 && set.len() > 1;
+            if wanted { names(set) } else { BTreeSet::new() }
+        };
+        let meaning = |offer: Offer| Meaning {
+            offer,
+            cluster: names(&s.cluster),
+            local: names(&s.local),
+            tables: [table(&s.cluster, table::CLUSTER), table(&s.local, table::LOCAL)],
+            flags: s.config.flags,
+            affinity_seconds: s.config.affinity_seconds,
+            source_ranges: s.source_ranges.iter().copied().collect(),
+            locals: s.cluster.iter().filter(|m| m.local).map(|m| m.backend).collect(),
+        };
         s.frontends
-            .keys()
-            .map(|f| (*f, meaning.clone()))
+            .iter()
+            .map(|(f, offer)| (f, meaning(offer)))
             .collect::<Vec<_>>()
     };
     desired.services.values().flat_map(of).collect()
@@ -368,8 +476,8 @@ fn a_set_that_does_not_fit_leaves_the_old_one_in_force() {
         "{error}"
     );
     let meaning = meaning(programmer.maps());
-    assert_eq!(meaning[&frontend(1)].0, (1..=3).map(backend).collect());
-    assert_eq!(meaning[&frontend(2)].0, (1..=2).map(backend).collect());
+    assert_eq!(meaning[&frontend(1)].cluster, (1..=3).map(backend).collect());
+    assert_eq!(meaning[&frontend(2)].cluster, (1..=2).map(backend).collect());
     // rows that only the refused set wanted are given back
     programmer.release(10 + QUARANTINE_MS);
     assert_eq!(programmer.usage()[3].used, 3);
@@ -456,18 +564,18 @@ fn pruning_spares_what_a_pending_service_wants() {
     restarted.prune(0);
     let found = meaning(restarted.maps());
     assert_eq!(
-        found[&frontend(1)].0,
+        found[&frontend(1)].cluster,
         (1..=3).map(backend).collect(),
         "still served"
     );
-    assert_eq!(found[&frontend(2)].0, (1..=2).map(backend).collect());
+    assert_eq!(found[&frontend(2)].cluster, (1..=2).map(backend).collect());
     assert!(!found.contains_key(&frontend(3)), "wanted by nobody");
     // when it fits, nothing of the old service is left
     restarted.reconcile([(key(4), Some(service(&[1], 4)))], 5000);
     restarted.prune(5000);
     assert!(!restarted.has_unclaimed());
     assert_eq!(
-        meaning(restarted.maps())[&frontend(1)].0,
+        meaning(restarted.maps())[&frontend(1)].cluster,
         (1..=4).map(backend).collect()
     );
 }

@@ -130,7 +130,10 @@ pub(super) struct NoLocal {
 impl NoLocal {
     pub(super) fn set(&mut self, key: &ServiceKey, desired: Option<&DesiredService>) {
         let without = |flag: u32| {
-            desired.is_some_and(|d| d.config.flags & flag != 0 && d.has_any && d.local.is_empty())
+            desired.is_some_and(|d| {
+                let has = |flag: u32| d.config.flags & flag != 0;
+                has(flag) && has(service_flag::HAS_ENDPOINTS) && d.local.is_empty()
+            })
         };
         for (set, flag) in [
             (&mut self.internal, service_flag::INTERNAL_LOCAL),
@@ -211,11 +214,9 @@ mod tests {
             family,
         };
         let desired = |flags: u32, has_any: bool| {
-            let mut desired = DesiredService {
-                has_any,
-                ..DesiredService::default()
-            };
-            desired.config.flags = flags;
+            let has_any = if has_any { service_flag::HAS_ENDPOINTS } else { 0 };
+            let mut desired = DesiredService::default();
+            desired.config.flags = flags | has_any;
             desired
         };
         let mut account = NoLocal::default();

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::Router;
-use axum::extract::State;
+use axum::extract::{RawQuery, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{any, get};
@@ -18,8 +18,10 @@ use tokio::sync::{mpsc, oneshot};
 use tracing::{info, warn};
 
 use super::metrics::{CodeLabel, older_text};
+use super::slis::Slis;
 use super::state::Shared;
 use super::view::{Services, Status};
+use super::zpages::ZPages;
 
 /// Pause before a bind is tried again, kube-proxy's.
 const BIND_PAUSE: Duration = Duration::from_secs(5);
@@ -45,6 +47,10 @@ pub struct Context {
     pub counters: Counters,
     /// Effective configuration.
     pub config: Arc<Value>,
+    /// `/statusz` and `/flagz`.
+    pub pages: Arc<ZPages>,
+    /// How the metrics server's health checks ended.
+    pub slis: Arc<Slis>,
     /// To the loop.
     pub requests: mpsc::Sender<Request>,
 }
@@ -123,19 +129,59 @@ fn exposition(request: &HeaderMap, open_metrics: String) -> Response {
     ([(header::CONTENT_TYPE, kind)], text).into_response()
 }
 
+/// What the metrics server serves, as `/statusz` lists it.
+const METRICS_PATHS: [&str; 8] = [
+    "/configz",
+    "/flagz",
+    "/healthz",
+    "/healthz/ping",
+    "/metrics",
+    "/metrics/slis",
+    "/proxyMode",
+    "/statusz",
+];
+
+/// The metrics server's own health, which says only that it answers.
+fn ping(context: &Context, query: &str) -> Response {
+    context.slis.checked("ping", "healthz", true);
+    let verbose = query
+        .split('&')
+        .any(|part| part == "verbose" || part.starts_with("verbose="));
+    plain(if verbose {
+        "[+]ping ok\nhealthz check passed\n"
+    } else {
+        "ok"
+    })
+}
+
 /// Port 10249: metrics and what describes the proxy.
 pub fn metrics_router(context: Context) -> Router {
     let metrics = |State(context): State<Context>, headers: HeaderMap| async move {
         let text = context.shared.metrics.text(&(context.counters)());
         exposition(&headers, text)
     };
+    let slis = |State(context): State<Context>, headers: HeaderMap| async move {
+        exposition(&headers, context.slis.text())
+    };
     let configz =
         |State(context): State<Context>| async move { json(StatusCode::OK, &context.config.to_string()) };
+    let statusz = |State(context): State<Context>, headers: HeaderMap| async move {
+        context.pages.statusz(&headers, &METRICS_PATHS)
+    };
+    let flagz =
+        |State(context): State<Context>, headers: HeaderMap| async move { context.pages.flagz(&headers) };
+    let healthz = |State(context): State<Context>, RawQuery(query): RawQuery| async move {
+        ping(&context, &query.unwrap_or_default())
+    };
     Router::new()
         .route("/metrics", get(metrics))
+        .route("/metrics/slis", get(slis))
         .route("/proxyMode", get(|| async { plain("ebpf") }))
-        .route("/healthz", get(|| async { plain("ok") }))
+        .route("/healthz", get(healthz))
+        .route("/healthz/ping", get(|| async { plain("ok") }))
         .route("/configz", get(configz))
+        .route("/statusz", get(statusz))
+        .route("/flagz", get(flagz))
         .with_state(context)
 }
 
@@ -251,6 +297,8 @@ mod tests {
             shared: Shared::new(health),
             counters: Arc::new(Vec::new),
             config: Arc::new(serde_json::json!({"kubeproxy.config.k8s.io": {"mode": "ebpf"}})),
+            pages: Arc::new(ZPages::new([("v".into(), "2".into())].into())),
+            slis: Arc::default(),
             requests,
         }
     }
@@ -304,6 +352,30 @@ mod tests {
             text.contains("kubeproxy_proxy_livez_total{code=\"200\"} 2"),
             "{text}"
         );
+    }
+
+    #[tokio::test]
+    async fn the_metrics_server_answers_at_every_path_that_it_lists() {
+        let router = metrics_router(context(Health::for_tests()));
+        for path in METRICS_PATHS {
+            assert_eq!(ask(&router, "GET", path).await.0, 200, "{path}");
+        }
+        assert_eq!(ask(&router, "GET", "/debug/pprof/").await.0, 404);
+        let (_, _, status) = ask(&router, "GET", "/statusz").await;
+        assert!(status.contains("/metrics/slis"), "{status}");
+        let (_, _, flags) = ask(&router, "GET", "/flagz").await;
+        assert!(flags.ends_with("\nv=2\n"), "{flags}");
+        let (_, _, verbose) = ask(&router, "GET", "/healthz?verbose").await;
+        assert_eq!(verbose, "[+]ping ok\nhealthz check passed\n");
+        let (_, headers, slis) = ask(&router, "GET", "/metrics/slis").await;
+        assert!(
+            headers["content-type"]
+                .to_str()
+                .unwrap()
+                .starts_with("text/plain; version=0.0.4")
+        );
+        let series = "kubernetes_healthchecks_total{name=\"ping\",status=\"success\",type=\"healthz\"} 2";
+        assert!(slis.lines().any(|line| line == series), "{slis}");
     }
 
     #[tokio::test]

@@ -78,10 +78,10 @@ struct VersionLabel {
 
 /// Labels of `kubernetes_build_info`, as every Kubernetes component has them.
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
-struct BuildLabels {
-    major: &'static str,
-    minor: &'static str,
-    git_version: &'static str,
+pub(super) struct BuildLabels {
+    pub(super) major: &'static str,
+    pub(super) minor: &'static str,
+    pub(super) git_version: &'static str,
     git_commit: &'static str,
     git_tree_state: &'static str,
     build_date: &'static str,
@@ -110,7 +110,7 @@ fn latency_histogram() -> Histogram {
 }
 
 /// What this build says of itself to those who compare components' versions. A skew alert compares major and minor.
-const BUILD: BuildLabels = BuildLabels {
+pub(super) const BUILD: BuildLabels = BuildLabels {
     major: "1",
     minor: "36",
     git_version: concat!("v1.36.0+beeline-", env!("CARGO_PKG_VERSION")),

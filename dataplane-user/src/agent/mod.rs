@@ -1,16 +1,21 @@
 //! The node daemon: sources in, the kernel's maps out, servers for those who ask.
 
 mod accounts;
+mod connect;
+mod conntrack;
+pub mod events;
 pub mod health;
 pub mod http;
 pub mod metrics;
+pub mod node;
 mod process;
+pub mod slis;
 pub mod state;
+mod statedir;
 pub mod view;
+pub mod zpages;
 
-use std::fs::{self, File};
-use std::io::{Read, Seek, Write};
-use std::net::IpAddr;
+use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,31 +24,28 @@ use anyhow::Context as _;
 use dataplane_common::abi::ABI_VERSION;
 use dataplane_model::program::{Maps, Programmer};
 use jiff::Timestamp;
-use nix::fcntl::{Flock, FlockArg};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 use tokio::time::Instant;
-use tracing::{debug, error, info, warn};
+use tracing::{debug, info, warn};
 
-use crate::config::{AgentConfig, SourceConfig, Unusable};
+use crate::config::{AgentConfig, SourceConfig};
 use crate::devices::{self, Devices};
 use crate::kernel::{self, Kernel};
 use crate::nodeaddr;
 use crate::proxyconfig;
-use crate::source::{self, Update};
+use crate::source::Update;
+use connect::SourceTask;
+use events::Events;
 use health::Health;
 use http::Request;
 use state::{Shared, State};
+pub use statedir::{SOCKET, check_stopped, remove_state};
 
-/// Name of the local socket in the state directory.
-pub const SOCKET: &str = "agent.sock";
-/// Name of the lock in the state directory.
-const LOCK: &str = "agent.lock";
-
-/// How long the addresses of the Node object are waited for, kube-proxy's.
-const NODE_ADDRESS_WAIT: Duration = Duration::from_secs(30);
 /// Pause before maps that could not be repaired are looked at again.
 const REPAIR: Duration = Duration::from_secs(60);
+/// How long events are told before an end.
+const LAST_EVENTS: Duration = Duration::from_secs(3);
 /// Updates that a source may be ahead of the loop.
 const QUEUE: usize = 1024;
 /// First and longest pause before what failed is tried again.
@@ -57,7 +59,9 @@ const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_
 pub async fn run(config: AgentConfig) -> anyhow::Result<()> {
     fs::create_dir_all(&config.state_dir)
         .with_context(|| format!("create state directory {}", config.state_dir.display()))?;
-    let _lock = lock(&config.state_dir)?;
+    let _lock = statedir::lock(&config.state_dir)?;
+    let client = connect::client(&config).await?;
+    let events = Events::new(client.clone(), &config.node_name);
     let bpffs_root = match &config.bpffs_root {
         Some(path) => path.clone(),
         None => kernel::mounts::discover_or_mount_bpffs()?.join("beeline"),
@@ -99,7 +103,7 @@ pub async fn run(config: AgentConfig) -> anyhow::Result<()> {
         // as kube-proxy: a pod may lack the right
         debug!(score, %error, "oom_score_adj cannot be set");
     }
-    devices::configure(&kernel.node_tables()?, &config.proxy);
+    let tracking = set_connection_tracking(&config);
     let programmer = Programmer::new(kernel.maps()?).context("read back what the maps hold")?;
     let stats = kernel.stats()?;
     let from_api = !matches!(config.source, SourceConfig::Dir(_));
@@ -115,15 +119,19 @@ pub async fn run(config: AgentConfig) -> anyhow::Result<()> {
         shared,
         counters: Arc::new(move || reader.read().unwrap_or_default()),
         config: Arc::new(config.configz()),
+        pages: Arc::new(zpages::ZPages::new(config.flags.clone())),
+        slis: Arc::default(),
         requests,
     };
     let socket = config.state_dir.join(SOCKET);
     let listener = http::bind_socket(&socket).with_context(|| format!("listen on {}", socket.display()))?;
     let admin = http::admin_router(context.clone());
     tokio::spawn(async move { axum::serve(listener, admin).await });
-    tokio::spawn(keep_node_addresses(
-        address_settings(&config),
+    tokio::spawn(node::keep(
+        config.proxy.clone(),
+        node::address_settings(&config),
         state.node_addresses(),
+        state.ranges(),
         kernel.node_tables().context("open the node's tables")?,
     ));
     let device_settings = devices::Settings {
@@ -137,21 +145,26 @@ pub async fn run(config: AgentConfig) -> anyhow::Result<()> {
     let servers = [
         (
             "health",
+            "FailedToStartProxierHealthcheck",
             config.healthz_bind_address,
             http::health_router(context.clone()),
         ),
         (
             "metrics",
+            "FailedToStartMetricServer",
             config.metrics_bind_address,
             http::metrics_router(context),
         ),
     ];
-    for (name, addr, router) in servers {
+    for (name, reason, addr, router) in servers {
         let Some(addr) = addr else { continue };
         let (fatal, hard_fail) = (fatal.clone(), config.proxy.bind_address_hard_fail);
+        let events = events.clone();
         tokio::spawn(async move {
             if let Err(error) = http::serve(name, addr, router, hard_fail).await {
                 let error = anyhow::Error::new(error).context(format!("{name} server at {addr}"));
+                events.server_failed(reason, &format!("{error:#}"));
+                events.flush(LAST_EVENTS).await;
                 let _stopping = fatal.send(error).await;
             }
         });
@@ -170,8 +183,10 @@ pub async fn run(config: AgentConfig) -> anyhow::Result<()> {
         });
     }
 
-    let source = start_source(&config, updates).await?;
-    let base = base_status(&config, &kernel);
+    events.starting();
+    let source = connect::start_source(&config, client, updates);
+    let mut base = base_status(&config, &kernel);
+    base.warnings.extend(tracking.warnings);
     let counters = kernel.counter_reader();
     let answer = move |state: &State<kernel::RealMaps>, request: Request| match request {
         Request::Services(sender) => {
@@ -203,103 +218,18 @@ pub async fn run(config: AgentConfig) -> anyhow::Result<()> {
     result
 }
 
-/// One agent per state directory.
-fn lock(state_dir: &Path) -> anyhow::Result<Flock<File>> {
-    let path = state_dir.join(LOCK);
-    let mut file = File::options()
-        .create(true)
-        .truncate(false)
-        .read(true)
-        .write(true)
-        .open(&path)
-        .with_context(|| format!("open {}", path.display()))?;
-    let mut pid = String::new();
-    file.read_to_string(&mut pid)
-        .with_context(|| format!("read {}", path.display()))?;
-    let mut file = Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| {
-        anyhow::anyhow!(
-            "state directory {} is in use by the agent with pid {} ({errno})",
-            state_dir.display(),
-            pid.trim()
-        )
-    })?;
-    file.set_len(0)?;
-    file.rewind()?;
-    writeln!(file, "{}", std::process::id())?;
-    Ok(file)
-}
-
-/// For `beeline cleanup`.
-///
-/// # Errors
-///
-/// If an agent runs with this state directory: it would go on with maps that nobody reads.
-pub fn check_stopped(state_dir: &Path) -> anyhow::Result<()> {
-    if state_dir.join(LOCK).exists() {
-        lock(state_dir).map(drop).context("stop it first")
-    } else {
-        Ok(())
+fn set_connection_tracking(config: &AgentConfig) -> conntrack::Report {
+    let report = conntrack::apply(Path::new("/"), &config.proxy.conntrack, conntrack::processors());
+    for conntrack::Change { name, before, now } in &report.changes {
+        info!(before, now, "connection tracking: {name} set");
     }
-}
-
-/// Removes the agent's files, and the directory if nothing else is in it. Gives what was removed.
-///
-/// # Errors
-///
-/// If a file cannot be removed.
-pub fn remove_state(state_dir: &Path) -> anyhow::Result<Vec<String>> {
-    let mut removed = Vec::new();
-    if devices::release_ports(state_dir).context("undo the reservation of ports")? {
-        removed.push("reservation of ports for masquerading".into());
+    for warning in &report.warnings {
+        warn!("{warning}");
     }
-    for name in [SOCKET, LOCK] {
-        let path = state_dir.join(name);
-        match fs::remove_file(&path) {
-            Ok(()) => removed.push(path.display().to_string()),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-            Err(error) => return Err(error).with_context(|| format!("remove {}", path.display())),
-        }
+    if report.absent {
+        debug!("the kernel tracks no connections: there is nothing to set");
     }
-    if fs::remove_dir(state_dir).is_ok() {
-        removed.push(state_dir.display().to_string());
-    }
-    Ok(removed)
-}
-
-type SourceTask = tokio::task::JoinHandle<anyhow::Result<()>>;
-
-async fn start_source(config: &AgentConfig, updates: source::Sender) -> anyhow::Result<SourceTask> {
-    let mut client = match &config.source {
-        SourceConfig::Dir(dir) => {
-            let dir = dir.clone();
-            return Ok(tokio::spawn(async move {
-                let context = format!("watch directory {}", dir.display());
-                source::dir::run(dir, updates).await.context(context)
-            }));
-        }
-        SourceConfig::Kubeconfig(path) => {
-            let text = kube::config::Kubeconfig::read_from(path)
-                .with_context(|| Unusable(format!("--kubeconfig {}: cannot be read", path.display())))?;
-            kube::Config::from_custom_kubeconfig(text, &kube::config::KubeConfigOptions::default())
-                .await
-                .with_context(|| Unusable(format!("--kubeconfig {}: cannot be used", path.display())))?
-        }
-        SourceConfig::InCluster => match &config.master {
-            Some(master) => kube::Config::new(master.clone()),
-            None => kube::Config::incluster().context(Unusable(
-                "neither --kubeconfig nor --dir is given, and this is not a pod of a cluster".into(),
-            ))?,
-        },
-    };
-    if let Some(master) = &config.master {
-        client.cluster_url = master.clone();
-    }
-    let client = kube::Client::try_from(client).context("set up the API client")?;
-    let node_name = config.node_name.clone();
-    Ok(tokio::spawn(async move {
-        source::kube::run(client, node_name, updates).await;
-        Ok(())
-    }))
+    report
 }
 
 fn base_status(config: &AgentConfig, kernel: &Kernel) -> view::Status {
@@ -340,44 +270,6 @@ fn base_status(config: &AgentConfig, kernel: &Kernel) -> view::Status {
 /// A period, up to a tenth more or less, so that the nodes of a cluster do not work at the same time.
 fn jittered(period: Duration) -> Duration {
     period.mul_f64(rand::random_range(0.9..1.1))
-}
-
-fn address_settings(config: &AgentConfig) -> nodeaddr::Settings {
-    let bind_address: Option<IpAddr> = config.proxy.bind_address.parse().ok();
-    nodeaddr::Settings {
-        bind_address: bind_address.filter(|ip| !ip.is_unspecified()),
-        node_port_addresses: nodeaddr::NodePortAddresses::parse(&config.proxy.node_port_addresses),
-        wait: match config.source {
-            // files may never tell of a Node
-            SourceConfig::Dir(_) => Duration::from_secs(1),
-            _ => NODE_ADDRESS_WAIT,
-        },
-    }
-}
-
-/// Keeps the kernel's table of this node's addresses in step with the host and with the Node object. Until the Node is
-/// known, or the wait for it is over, the table stays as an earlier agent left it.
-async fn keep_node_addresses(
-    settings: nodeaddr::Settings,
-    node: watch::Receiver<Option<Vec<IpAddr>>>,
-    mut tables: kernel::NodeTables,
-) {
-    let mut addresses = match nodeaddr::watch(settings, node).await {
-        Ok(addresses) => addresses,
-        Err(error) => {
-            error!(%error, "the addresses of this host cannot be read: NodePorts are served where they were before");
-            return;
-        }
-    };
-    loop {
-        let flags = addresses.borrow_and_update().flags();
-        if let Err(error) = tables.set_addrs(&flags) {
-            error!(%error, "the addresses of this node cannot be written");
-        }
-        if addresses.changed().await.is_err() {
-            return;
-        }
-    }
 }
 
 /// What the loop listens to.
@@ -582,15 +474,5 @@ mod tests {
             result = drive => panic!("{result:?}"),
             result = tokio::time::timeout(Duration::from_secs(10), wait) => result.unwrap(),
         }
-    }
-
-    #[test]
-    fn one_agent_per_state_directory() {
-        let dir = tempfile::tempdir().unwrap();
-        let held = lock(dir.path()).unwrap();
-        let error = lock(dir.path()).unwrap_err().to_string();
-        assert!(error.contains(&format!("pid {}", std::process::id())), "{error}");
-        drop(held);
-        lock(dir.path()).unwrap();
     }
 }

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use dataplane_common::abi::{BackendStats, algorithm, frontend_kind};
 use dataplane_model::program::{AppliedService, Maps, Outcome, ProgramError, Programmer};
 use dataplane_model::{BackendState, Event, Family, Model, ObjectName, Problem, ServiceKey, SetBackend};
+use ipnet::IpNet;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Node;
 use tokio::sync::watch;
@@ -16,6 +17,7 @@ use tracing::{debug, error, info, warn};
 use super::accounts::{NoLocal, Pending, Triggers};
 use super::health::Health;
 use super::metrics::{FamilyLabel, KindLabel, Metrics, PolicyLabel};
+use super::node::Ranges;
 use super::view::{BackendView, FrontendView, ServiceView, SourceView};
 use crate::nodeaddr;
 use crate::source::{Kind, Update};
@@ -75,6 +77,7 @@ pub struct State<M> {
     shown: VecDeque<Problem>,
     known: HashSet<Problem>,
     node_addresses: watch::Sender<Option<Vec<IpAddr>>>,
+    ranges: watch::Sender<Ranges>,
     triggers: Triggers,
     pending_services: Pending,
     pending_slices: Pending,
@@ -105,6 +108,7 @@ impl<M: Maps> State<M> {
             shown: VecDeque::new(),
             known: HashSet::new(),
             node_addresses: watch::Sender::new(None),
+            ranges: watch::Sender::new(Ranges::default()),
             triggers: Triggers::new(Timestamp::now()),
             pending_services: Pending::default(),
             pending_slices: Pending::default(),
@@ -182,6 +186,12 @@ impl<M: Maps> State<M> {
                 *known = addresses;
                 changed
             });
+            let pods = Some(pod_cidrs(node));
+            self.ranges.send_if_modified(|known| {
+                let changed = known.pods != pods;
+                known.pods = pods;
+                changed
+            });
         }
     }
 
@@ -189,6 +199,12 @@ impl<M: Maps> State<M> {
     #[must_use]
     pub fn node_addresses(&self) -> watch::Receiver<Option<Vec<IpAddr>>> {
         self.node_addresses.subscribe()
+    }
+
+    /// The cluster's ranges.
+    #[must_use]
+    pub fn ranges(&self) -> watch::Receiver<Ranges> {
+        self.ranges.subscribe()
     }
 
     fn count(&mut self, event: &Event) {
@@ -275,8 +291,22 @@ impl<M: Maps> State<M> {
             .filter(|wait| !wait.is_zero())
     }
 
+    /// Publishes the ranges of service addresses, once they are known.
+    fn service_ranges(&self) {
+        if !self.listed.contains(&Kind::ServiceCidr) {
+            return;
+        }
+        let services = Some(self.model.service_ranges());
+        self.ranges.send_if_modified(|known| {
+            let changed = known.services != services;
+            known.services = services;
+            changed
+        });
+    }
+
     /// Programs what changed. The first time, what nobody claims any more is removed, too.
     pub fn sync(&mut self) {
+        self.service_ranges();
         if !self.ready() {
             return;
         }
@@ -620,6 +650,20 @@ const fn kind_name(number: u8) -> &'static str {
     }
 }
 
+/// The readable ones of `spec.podCIDRs`, or of `spec.podCIDR` in old objects.
+fn pod_cidrs(node: &Node) -> Vec<IpNet> {
+    let Some(spec) = &node.spec else {
+        return Vec::new();
+    };
+    let listed = spec.pod_cidrs.as_deref().unwrap_or_default();
+    let all = if listed.is_empty() {
+        spec.pod_cidr.as_slice()
+    } else {
+        listed
+    };
+    all.iter().filter_map(|text| text.parse().ok()).collect()
+}
+
 #[cfg(test)]
 pub(super) mod tests {
     use dataplane_model::program::{Capacity, FakeMaps, FaultyMaps};
@@ -674,7 +718,11 @@ pub(super) mod tests {
             earlier.take(Update::Listed(kind));
         }
         earlier.sync();
-        assert_eq!(earlier.programmer.maps().frontends.len(), 1);
+        assert_eq!(
+            earlier.programmer.maps().frontends.len(),
+            2,
+            "the frontend and its address"
+        );
 
         let mut state = state(earlier.programmer.maps().clone());
         state.take(Update::Listed(Kind::Node));
@@ -682,7 +730,7 @@ pub(super) mod tests {
         state.sync();
         state.retry();
         assert!(!state.synced());
-        assert_eq!(state.programmer.maps().frontends.len(), 1);
+        assert_eq!(state.programmer.maps().frontends.len(), 2);
         // now it is known that there is no such Service any more
         state.take(Update::Listed(Kind::EndpointSlice));
         state.sync();

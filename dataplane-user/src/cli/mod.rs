@@ -3,15 +3,16 @@
 mod client;
 mod show;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Context as _;
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum};
 use tracing_subscriber::EnvFilter;
 
 use crate::agent::view::{Services, Status};
-use crate::config::{AgentArgs, AgentConfig, LogWish, STATE_DIR, Unusable};
+use crate::config::{AgentArgs, AgentConfig, LogWish, STATE_DIR, Unusable, flag_values};
 use crate::{agent, kernel};
 
 /// Exit code for a command line or a configuration that cannot be used (EX_USAGE of sysexits.h).
@@ -102,7 +103,16 @@ struct CleanupArgs {
 /// Runs what the arguments say.
 #[must_use]
 pub fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
+    let mut flags = BTreeMap::new();
+    let parsed = Cli::command().try_get_matches().and_then(|matches| {
+        if let Some((name, matches)) = matches.subcommand()
+            && let Some(command) = Cli::command().find_subcommand(name)
+        {
+            flags = flag_values(command, matches);
+        }
+        Cli::from_arg_matches(&matches)
+    });
+    let cli = match parsed {
         Ok(cli) => cli,
         Err(error) => {
             let _closed = error.print();
@@ -114,7 +124,7 @@ pub fn main() -> ExitCode {
             };
         }
     };
-    match run(cli.command, &cli.log) {
+    match run(cli.command, &cli.log, flags) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error:#}");
@@ -157,10 +167,10 @@ fn start_log(args: &LogArgs, wish: LogWish) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn run(command: Command, log: &LogArgs) -> anyhow::Result<()> {
+fn run(command: Command, log: &LogArgs, flags: BTreeMap<String, String>) -> anyhow::Result<()> {
     // kube-proxy's configuration says how the agent logs
     let command = match command {
-        Command::Agent(args) => return run_agent(*args, log),
+        Command::Agent(args) => return run_agent(*args, log, flags),
         other => other,
     };
     start_log(log, LogWish::default())?;
@@ -188,9 +198,10 @@ fn run(command: Command, log: &LogArgs) -> anyhow::Result<()> {
     }
 }
 
-fn run_agent(args: AgentArgs, log: &LogArgs) -> anyhow::Result<()> {
+fn run_agent(args: AgentArgs, log: &LogArgs, flags: BTreeMap<String, String>) -> anyhow::Result<()> {
     let write_to = args.write_config_to().map(ToOwned::to_owned);
-    let config = AgentConfig::try_from(args)?;
+    let mut config = AgentConfig::try_from(args)?;
+    config.flags = flags;
     start_log(log, config.log)?;
     for warning in &config.warnings {
         tracing::warn!("{warning}");

@@ -10,22 +10,17 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use dataplane_common::abi::{Device, NodeConfig, config_flag};
+use dataplane_common::abi::Device;
 use tokio::sync::watch::Receiver;
 use tokio::time::Instant;
 use tracing::{debug, error, info, warn};
 
-use crate::kernel::{DeviceTable, KernelError, NicPrograms, NodeTables};
-use crate::proxyconfig::KubeProxyConfiguration;
+use crate::agent::node::NAT_PORTS;
+use crate::kernel::{DeviceTable, KernelError, NicPrograms};
 use host::Host;
 pub use ports::release as release_ports;
 pub use select::Wanted;
 use select::{Seen, select};
-
-/// The ports that masqueraded packets get: above what Linux gives out by itself (32768 to 60999 by default).
-pub const NAT_PORTS: (u16, u16) = (61_000, u16::MAX);
-/// kube-proxy's default.
-const MASQUERADE_BIT: i32 = 14;
 
 /// Pause before what failed is tried again.
 const RETRY: Duration = Duration::from_secs(5);
@@ -37,27 +32,6 @@ pub struct Settings {
     pub wanted: Wanted,
     /// Where what has to be undone is remembered.
     pub state_dir: PathBuf,
-}
-
-/// Puts what the packet programs need to know of the node's configuration in force. The rest of it stays as it is.
-pub fn configure(tables: &NodeTables, proxy: &KubeProxyConfiguration) {
-    let mut config: NodeConfig = tables.config();
-    let (bit, all) = if proxy.mode == "iptables" {
-        (proxy.iptables.masquerade_bit, proxy.iptables.masquerade_all)
-    } else {
-        (proxy.nftables.masquerade_bit, proxy.nftables.masquerade_all)
-    };
-    let bit = u32::try_from(bit.unwrap_or(MASQUERADE_BIT)).unwrap_or(0);
-    config.mark = 1_u32.checked_shl(bit).unwrap_or(1 << MASQUERADE_BIT);
-    (config.nat_first, config.nat_last) = NAT_PORTS;
-    config.flags &= !(config_flag::MASQUERADE_ALL | config_flag::LOCALHOST_NODE_PORTS);
-    if all {
-        config.flags |= config_flag::MASQUERADE_ALL;
-    }
-    if proxy.iptables.localhost_node_ports.unwrap_or(true) {
-        config.flags |= config_flag::LOCALHOST_NODE_PORTS;
-    }
-    tables.set_config(&config);
 }
 
 /// The devices that are served. What is attached stays attached when this is dropped.

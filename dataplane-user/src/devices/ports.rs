@@ -41,7 +41,7 @@ pub fn release(state_dir: &Path) -> Result<bool, Error> {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(false),
         Err(error) => return Err(error),
     };
-    let (first, last) = super::NAT_PORTS;
+    let (first, last) = crate::agent::node::NAT_PORTS;
     let mut wanted = parse(&fs::read_to_string(SYSCTL)?);
     for port in first..=last {
         wanted[usize::from(port)] = before[usize::from(port)];

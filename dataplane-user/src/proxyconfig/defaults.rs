@@ -101,6 +101,24 @@ impl KubeProxyConfiguration {
             _ => self.iptables.masquerade_all,
         }
     }
+
+    /// The bit of a packet's mark that asks for masquerade, in the mode that is asked for. 0 is bit 0.
+    #[must_use]
+    pub fn masquerade_mark(&self) -> u32 {
+        let bit = match self.mode.as_str() {
+            "nftables" => self.nftables.masquerade_bit,
+            _ => self.iptables.masquerade_bit,
+        };
+        let bit = bit.and_then(|bit| u32::try_from(bit).ok()).unwrap_or(14);
+        1_u32.checked_shl(bit).unwrap_or(1 << 14)
+    }
+
+    /// Whether host processes reach node ports at 127.0.0.1 and ::1. Beeline does that in sockets, without
+    /// `route_localnet`, so it is not bound to the iptables mode.
+    #[must_use]
+    pub fn localhost_node_ports(&self) -> bool {
+        self.iptables.localhost_node_ports.unwrap_or(true)
+    }
 }
 
 /// An address without a port gets one.

@@ -13,8 +13,6 @@ const UNSUPPORTED: &[&str] = &[
     "/enableProfiling",
     "/showHiddenMetricsForVersion",
     "/mode",
-    "/iptables/masqueradeBit",
-    "/iptables/localhostNodePorts",
     "/iptables/minSyncPeriod",
     "/ipvs/minSyncPeriod",
     "/ipvs/scheduler",
@@ -23,7 +21,6 @@ const UNSUPPORTED: &[&str] = &[
     "/ipvs/tcpTimeout",
     "/ipvs/tcpFinTimeout",
     "/ipvs/udpTimeout",
-    "/nftables/masqueradeBit",
     "/nftables/minSyncPeriod",
     "/configSyncPeriod",
     "/logging/vmodule",
@@ -33,13 +30,7 @@ const UNSUPPORTED: &[&str] = &[
 ];
 
 /// Fields that the dataplane will follow once it has what they are about.
-const NOT_YET: &[&str] = &[
-    "/iptables/masqueradeAll",
-    "/nftables/masqueradeAll",
-    "/detectLocalMode",
-    "/detectLocal",
-    "/clusterCIDR",
-];
+const NOT_YET: &[&str] = &["/detectLocal"];
 
 /// Fields that are set to something else than kube-proxy's default and have no meaning here, with their values.
 #[must_use]
@@ -85,21 +76,22 @@ mod tests {
         config.mode = "ipvs".into();
         config.ipvs.scheduler = "mh".into();
         config.feature_gates.insert("A".into(), true);
-        config.iptables.localhost_node_ports = Some(false);
         config.conntrack.min = Some(1);
         config.client_connection.content_type = "text/plain".into();
-        config.cluster_cidr = "10.0.0.0/8".into();
+        config.detect_local.bridge_interface = "br0".into();
         assert_eq!(
             unsupported(&config),
             [
                 r#"featureGates ({"A":true})"#,
                 r#"mode ("ipvs")"#,
-                "iptables.localhostNodePorts (false)",
                 r#"ipvs.scheduler ("mh")"#,
                 r#"clientConnection.contentType ("text/plain")"#,
             ]
         );
-        assert_eq!(not_yet(&config), [r#"clusterCIDR ("10.0.0.0/8")"#]);
+        assert_eq!(
+            not_yet(&config),
+            [r#"detectLocal ({"bridgeInterface":"br0","interfaceNamePrefix":""})"#]
+        );
     }
 
     #[test]

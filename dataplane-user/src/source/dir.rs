@@ -14,6 +14,7 @@ use futures::StreamExt;
 use inotify::{EventMask, Inotify, WatchMask};
 use k8s_openapi::api::core::v1::{Node, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::networking::v1::ServiceCIDR;
 use serde_json::Value;
 
 use super::{Kind, Sender, Update};
@@ -241,7 +242,7 @@ fn documents(text: &str) -> Vec<String> {
 /// Complete lists of everything known. Of an object in two files the one of the first file is used.
 fn updates(files: &BTreeMap<PathBuf, Objects>, mut problems: Vec<Problem>) -> Vec<Update> {
     let mut owner: BTreeMap<&Key, &Path> = BTreeMap::new();
-    let (mut services, mut slices, mut nodes) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut services, mut slices, mut nodes, mut ranges) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for (path, objects) in files {
         for (key, value) in objects {
             if let Some(first) = owner.get(key) {
@@ -262,10 +263,11 @@ fn updates(files: &BTreeMap<PathBuf, Objects>, mut problems: Vec<Problem>) -> Ve
                 "Service" => object(key, value).map(|o: Service| services.push(o)),
                 "EndpointSlice" => object(key, value).map(|o: EndpointSlice| slices.push(o)),
                 "Node" => object(key, value).map(|o: Node| nodes.push(o)),
+                "ServiceCIDR" => object(key, value).map(|o: ServiceCIDR| ranges.push(o)),
                 other => Err(Problem {
                     object: format!("{other} {}/{}", key.1, key.2),
                     message: format!(
-                        "in {}: Beeline uses Service, EndpointSlice and Node only",
+                        "in {}: Beeline uses Service, EndpointSlice, Node and ServiceCIDR only",
                         path.display()
                     ),
                 }),
@@ -275,9 +277,10 @@ fn updates(files: &BTreeMap<PathBuf, Objects>, mut problems: Vec<Problem>) -> Ve
     }
     let mut out: Vec<Update> = problems.into_iter().map(Update::Problem).collect();
     out.push(Update::Event(Event::NodesReplaced(nodes)));
+    out.push(Update::Event(Event::ServiceCidrsReplaced(ranges)));
     out.push(Update::Event(Event::ServicesReplaced(services)));
     out.push(Update::Event(Event::SlicesReplaced(slices)));
-    out.extend([Kind::Node, Kind::Service, Kind::EndpointSlice].map(Update::Listed));
+    out.extend([Kind::Node, Kind::ServiceCidr, Kind::Service, Kind::EndpointSlice].map(Update::Listed));
     out
 }
 

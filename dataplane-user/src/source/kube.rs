@@ -8,6 +8,7 @@ use dataplane_model::{Event, ObjectName, Problem};
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::{Node, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::networking::v1::ServiceCIDR;
 use kube::api::ListParams;
 use kube::core::DeserializeGuard;
 use kube::runtime::watcher;
@@ -22,12 +23,17 @@ const PAGE_SIZE: u32 = 500;
 /// First and longest pause after a failure.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
 
+/// Pause before it is asked again for a kind that the cluster does not have.
+const ABSENT: Duration = Duration::from_secs(60);
+
 /// Pause between questions whether an outage is over, and how long an answer may take.
 const PROBE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(5));
 
 /// What the source needs to know of a kind.
 trait Watched: Resource<DynamicType = ()> + DeserializeOwned + Clone + std::fmt::Debug + Send + 'static {
     const KIND: Kind;
+    /// Clusters without it are served, too: that it is not there, or not shown to the agent, is no failure.
+    const OPTIONAL: bool = false;
     fn applied(self) -> Event;
     fn deleted(namespace: String, name: String) -> Event;
     /// All that is left after a complete list.
@@ -73,7 +79,22 @@ impl Watched for Node {
     }
 }
 
-/// Watches Services, endpoint slices and this node, with the filters of kube-proxy done by the server (spec kube-proxy
+impl Watched for ServiceCIDR {
+    const KIND: Kind = Kind::ServiceCidr;
+    const OPTIONAL: bool = true;
+    fn applied(self) -> Event {
+        Event::ServiceCidrApplied(Box::new(self))
+    }
+    fn deleted(_: String, name: String) -> Event {
+        Event::ServiceCidrDeleted { name }
+    }
+    fn listed(names: HashSet<ObjectName>) -> Option<Event> {
+        let names = names.into_iter().map(|object| object.name.to_string());
+        Some(Event::ServiceCidrsListed(names.collect()))
+    }
+}
+
+/// Watches Services, endpoint slices, ranges of service addresses and this node, with the filters of kube-proxy done by the server (spec kube-proxy
 /// 1.1), until the receiver is gone.
 pub async fn run(client: Client, node_name: String, sender: Sender) {
     let not = |label: &str| format!("!{label}");
@@ -86,6 +107,7 @@ pub async fn run(client: Client, node_name: String, sender: Sender) {
     tokio::join!(
         watch::<Service>(client.clone(), services, sender.clone()),
         watch::<EndpointSlice>(client.clone(), slices, sender.clone()),
+        watch::<ServiceCIDR>(client.clone(), config(), sender.clone()),
         watch::<Node>(client, node, sender),
     );
 }
@@ -129,6 +151,13 @@ async fn watch<K: Watched>(client: Client, config: watcher::Config, sender: Send
             Err(error) if is_expired(&error) => {
                 debug!(kind = K::KIND.name(), "the watch is too old, listing again");
             }
+            Err(error) if K::OPTIONAL && is_absent(&error) => {
+                debug!(kind = K::KIND.name(), %error, "the cluster does not offer it");
+                tokio::select! {
+                    () = tokio::time::sleep(ABSENT) => {}
+                    () = sender.closed() => return,
+                }
+            }
             Err(error) => {
                 if !failing {
                     failing = true;
@@ -149,6 +178,15 @@ async fn watch<K: Watched>(client: Client, config: watcher::Config, sender: Send
                 return;
             }
         }
+    }
+}
+
+/// True if the API does not have the kind, or does not show it to the agent.
+fn is_absent(error: &watcher::Error) -> bool {
+    match error {
+        watcher::Error::InitialListFailed(kube::Error::Api(status))
+        | watcher::Error::WatchStartFailed(kube::Error::Api(status)) => matches!(status.code, 403 | 404),
+        _ => false,
     }
 }
 

@@ -15,6 +15,8 @@ pub enum Kind {
     EndpointSlice,
     /// core/v1 Node; only this node's.
     Node,
+    /// networking.k8s.io/v1 ServiceCIDR. Clusters before Kubernetes 1.33 have none.
+    ServiceCidr,
 }
 
 impl Kind {
@@ -25,6 +27,7 @@ impl Kind {
             Self::Service => "Service",
             Self::EndpointSlice => "EndpointSlice",
             Self::Node => "Node",
+            Self::ServiceCidr => "ServiceCIDR",
         }
     }
 }

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use dataplane_common::abi::{BePort, FrontendKey, frontend_kind};
+use dataplane_common::abi::{BePort, FrontendKey, frontend_kind, service_flag};
 use dataplane_model::program::Programmer;
 use dataplane_model::{
     BackendKey, BackendState, DesiredService, Family, ObjectName, Protocol, ServiceConfig, ServiceKey,
@@ -132,8 +132,11 @@ pub(crate) fn service(front: FrontendKey, backends: &[std::net::SocketAddr]) -> 
         frontends: [(front, frontend_kind::CLUSTER_IP)].into(),
         cluster,
         local: vec![],
-        config: ServiceConfig::default(),
-        has_any: true,
+        config: ServiceConfig {
+            flags: service_flag::HAS_ENDPOINTS,
+            ..ServiceConfig::default()
+        },
+        source_ranges: Box::default(),
     }
 }
 

@@ -1,4 +1,7 @@
 //! An echo server that answers with its own name: HTTP and lines over TCP, datagrams over UDP, IPv4 and IPv6.
+//!
+//! Asked for `source` (the path of a request, the beginning of a datagram), it answers with the address that it sees its
+//! client at. The answer to a long datagram is as long, filled up with dots.
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{Ipv6Addr, Shutdown, TcpListener, TcpStream, UdpSocket};
@@ -79,11 +82,16 @@ fn serve(stream: &TcpStream, name: &str, stopping: &AtomicBool) -> Result<()> {
             }
             continue;
         }
+        let source = line.contains(" /source ");
         while line.trim_end() != "" {
             line.clear();
             lines.read_line(&mut line)?;
         }
-        let body = format!("{name}\n");
+        let body = if source {
+            format!("{}\n", stream.peer_addr()?.ip().to_canonical())
+        } else {
+            format!("{name}\n")
+        };
         let head = "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nConnection: close";
         writer.write_all(format!("{head}\r\nContent-Length: {}\r\n\r\n{body}", body.len()).as_bytes())?;
         return Ok(());
@@ -92,11 +100,19 @@ fn serve(stream: &TcpStream, name: &str, stopping: &AtomicBool) -> Result<()> {
 }
 
 fn answer_datagrams(socket: &UdpSocket, name: &str) {
-    let mut buffer = [0_u8; 2048];
+    let mut buffer = [0_u8; 65_536];
     loop {
         // An ICMP error of an earlier answer is no reason to stop.
-        if let Ok((_, peer)) = socket.recv_from(&mut buffer) {
-            let _ = socket.send_to(name.as_bytes(), peer);
+        if let Ok((length, peer)) = socket.recv_from(&mut buffer) {
+            let mut answer = if buffer[..length].starts_with(b"source") {
+                peer.ip().to_canonical().to_string()
+            } else {
+                name.to_owned()
+            };
+            while answer.len() < length {
+                answer.push('.');
+            }
+            let _ = socket.send_to(answer.as_bytes(), peer);
         }
     }
 }

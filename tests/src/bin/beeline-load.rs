@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -35,6 +35,39 @@ struct Args {
     /// How long to wait for an answer, in milliseconds
     #[arg(long, default_value_t = 2000)]
     timeout_ms: u64,
+    /// Ask for the address that the server sees, not for its name
+    #[arg(long)]
+    source: bool,
+    /// Length of a datagram, which is that of its answer, too
+    #[arg(long, default_value_t = 0)]
+    size: usize,
+    /// Source port of datagrams
+    #[arg(long, default_value_t = 0)]
+    source_port: u16,
+}
+
+impl Args {
+    /// What a datagram says.
+    fn datagram(&self) -> Vec<u8> {
+        let mut text = if self.source {
+            b"source".to_vec()
+        } else {
+            b"who".to_vec()
+        };
+        if text.len() < self.size {
+            text.resize(self.size, b'.');
+        }
+        text
+    }
+
+    /// What an answer says.
+    fn name(&self, answer: &[u8]) -> Result<String> {
+        let text = String::from_utf8_lossy(answer);
+        if answer.len() < self.size {
+            bail!("recv: an answer of {} bytes to {}", answer.len(), self.size);
+        }
+        Ok(text.trim_end_matches('.').to_owned())
+    }
 }
 
 struct Shared {
@@ -83,7 +116,7 @@ fn main() -> Result<()> {
 }
 
 fn work(shared: &Shared) {
-    let mut held = None;
+    let mut held = Held::default();
     // Counted apart and merged at the end: workers do not wait for each other.
     let mut mine = LoadReport::default();
     while let Some(due) = next(shared) {
@@ -100,7 +133,11 @@ fn work(shared: &Shared) {
             Err(error) => {
                 mine.failed += 1;
                 *mine.errors.entry(format!("{error:#}")).or_default() += 1;
-                held = None;
+                // An unconnected socket is as good as before; losing it would hide that its flow goes nowhere.
+                held.stream = None;
+                if shared.args.mode != Mode::UdpStay {
+                    held.socket = None;
+                }
             }
         }
         mine.slowest_ms = mine.slowest_ms.max(asked.elapsed().as_secs_f64() * 1000.0);
@@ -133,14 +170,21 @@ fn next(shared: &Shared) -> Option<Instant> {
     Some(shared.start + offset)
 }
 
-fn ask(args: &Args, held: &mut Option<BufReader<TcpStream>>) -> Result<String> {
+/// What a worker keeps open.
+#[derive(Default)]
+struct Held {
+    stream: Option<BufReader<TcpStream>>,
+    socket: Option<UdpSocket>,
+}
+
+fn ask(args: &Args, held: &mut Held) -> Result<String> {
     let limit = Duration::from_millis(args.timeout_ms);
     match args.mode {
-        Mode::Http => http(args.target, limit),
+        Mode::Http => http(args, limit),
         Mode::Hold => {
-            let reader = match held {
+            let reader = match &mut held.stream {
                 Some(reader) => reader,
-                None => held.insert(BufReader::new(connect(args.target, limit)?)),
+                None => held.stream.insert(BufReader::new(connect(args.target, limit)?)),
             };
             reader
                 .get_mut()
@@ -156,38 +200,62 @@ fn ask(args: &Args, held: &mut Option<BufReader<TcpStream>>) -> Result<String> {
             }
             Ok(line.trim_end().to_owned())
         }
-        Mode::Udp => {
-            let socket = udp_socket(args.target, limit)?;
-            socket
-                .send_to(b"who", args.target)
-                .map_err(|error| named("sendto", &error))?;
-            let mut buffer = [0_u8; 256];
-            let (length, from) = socket
-                .recv_from(&mut buffer)
-                .map_err(|error| named("recvfrom", &error))?;
-            if from != args.target {
-                bail!("recvfrom: the answer comes from {from}");
-            }
-            Ok(String::from_utf8_lossy(&buffer[..length]).into_owned())
+        Mode::Udp => unconnected(args, &udp_socket(args, limit)?),
+        Mode::UdpStay => {
+            let socket = match &held.socket {
+                Some(socket) => socket,
+                None => held.socket.insert(udp_socket(args, limit)?),
+            };
+            unconnected(args, socket)
         }
-        Mode::UdpConnected => {
-            let socket = udp_socket(args.target, limit)?;
-            socket
-                .connect(args.target)
-                .map_err(|error| named("connect", &error))?;
-            check_peer(socket.peer_addr(), args.target)?;
-            socket.send(b"who").map_err(|error| named("send", &error))?;
-            let mut buffer = [0_u8; 256];
-            let length = socket.recv(&mut buffer).map_err(|error| named("recv", &error))?;
-            Ok(String::from_utf8_lossy(&buffer[..length]).into_owned())
+        Mode::UdpConnected => connected(args, &connected_socket(args, limit)?),
+        Mode::UdpHold => {
+            let socket = match &held.socket {
+                Some(socket) => socket,
+                None => held.socket.insert(connected_socket(args, limit)?),
+            };
+            connected(args, socket)
         }
     }
 }
 
-fn http(target: SocketAddr, limit: Duration) -> Result<String> {
-    let mut stream = connect(target, limit)?;
+fn unconnected(args: &Args, socket: &UdpSocket) -> Result<String> {
+    socket
+        .send_to(&args.datagram(), args.target)
+        .map_err(|error| named("sendto", &error))?;
+    let mut buffer = [0_u8; 65_536];
+    let (length, from) = socket
+        .recv_from(&mut buffer)
+        .map_err(|error| named("recvfrom", &error))?;
+    if from != args.target {
+        bail!("recvfrom: the answer comes from {from}");
+    }
+    args.name(&buffer[..length])
+}
+
+fn connected_socket(args: &Args, limit: Duration) -> Result<UdpSocket> {
+    let socket = udp_socket(args, limit)?;
+    socket
+        .connect(args.target)
+        .map_err(|error| named("connect", &error))?;
+    check_peer(socket.peer_addr(), args.target)?;
+    Ok(socket)
+}
+
+fn connected(args: &Args, socket: &UdpSocket) -> Result<String> {
+    socket
+        .send(&args.datagram())
+        .map_err(|error| named("send", &error))?;
+    let mut buffer = [0_u8; 65_536];
+    let length = socket.recv(&mut buffer).map_err(|error| named("recv", &error))?;
+    args.name(&buffer[..length])
+}
+
+fn http(args: &Args, limit: Duration) -> Result<String> {
+    let mut stream = connect(args.target, limit)?;
+    let path = if args.source { "/source" } else { "/" };
     stream
-        .write_all(b"GET / HTTP/1.0\r\n\r\n")
+        .write_all(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes())
         .map_err(|error| named("write", &error))?;
     let mut answer = String::new();
     stream
@@ -217,9 +285,13 @@ fn check_peer(peer: std::io::Result<SocketAddr>, target: SocketAddr) -> Result<(
     Ok(())
 }
 
-fn udp_socket(target: SocketAddr, limit: Duration) -> Result<UdpSocket> {
-    let any = if target.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
-    let socket = UdpSocket::bind(any).map_err(|error| named("bind", &error))?;
+fn udp_socket(args: &Args, limit: Duration) -> Result<UdpSocket> {
+    let any: IpAddr = if args.target.is_ipv4() {
+        Ipv4Addr::UNSPECIFIED.into()
+    } else {
+        Ipv6Addr::UNSPECIFIED.into()
+    };
+    let socket = UdpSocket::bind((any, args.source_port)).map_err(|error| named("bind", &error))?;
     socket.set_read_timeout(Some(limit))?;
     Ok(socket)
 }

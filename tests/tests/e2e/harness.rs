@@ -1,8 +1,8 @@
 //! The harness itself: what every other test relies on.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
-use beeline_tests::client::Mode;
+use beeline_tests::client::{Mode, Question};
 use beeline_tests::cluster::ECHO_PORT;
 use beeline_tests::{Cluster, Load, residue};
 
@@ -48,4 +48,48 @@ fn pods_reach_each_other_and_nothing_is_left() {
         .filter(|line| line.contains(&name))
         .collect();
     assert_eq!(left, Vec::<String>::new());
+}
+
+#[test]
+fn a_node_can_be_cut_off_without_a_word() {
+    let cluster = Cluster::new().unwrap();
+    let node = cluster.add_node().unwrap();
+    let outside = cluster.add_outside_host().unwrap();
+    let pod = node.add_echo_pod("echo").unwrap();
+    let question = Question {
+        timeout_ms: 300,
+        ..Mode::Http.into()
+    };
+    let ask = |address: IpAddr| {
+        let target = SocketAddr::new(address, ECHO_PORT);
+        Load::ask(outside.place(), target, question, 2).unwrap()
+    };
+    let source = Question {
+        source: true,
+        ..question
+    };
+    for (address, client) in pod
+        .addresses()
+        .into_iter()
+        .zip([IpAddr::from(outside.v4()), IpAddr::from(outside.v6())])
+    {
+        let target = SocketAddr::new(address, ECHO_PORT);
+        let seen = Load::ask(outside.place(), target, source, 1).unwrap();
+        assert_eq!(seen.replies.keys().next(), Some(&client.to_string()), "{seen:?}");
+    }
+    cluster.unplug(&node).unwrap();
+    for address in pod.addresses() {
+        let report = ask(address);
+        assert_eq!(report.errors.get("connect: TimedOut"), Some(&2), "{report:?}");
+    }
+    cluster.plug_in(&node).unwrap();
+    for address in pod.addresses() {
+        assert_eq!(ask(address).ok, 2);
+    }
+    let big = Question {
+        size: 4000,
+        ..Mode::Udp.into()
+    };
+    let target = SocketAddr::new(pod.v4().into(), ECHO_PORT);
+    assert_eq!(Load::ask(outside.place(), target, big, 4).unwrap().ok, 4);
 }

@@ -73,6 +73,7 @@ fn changes(client: &Client) -> BoxStream<'static, Observed> {
         .default_backoff()
         .map(|e| e.map(Change::Node));
     let slices = watcher(Api::<EndpointSlice>::all(client.clone()), ours)
+        .modify(|slice: &mut EndpointSlice| slice.metadata.managed_fields = None)
         .default_backoff()
         .map(|e| e.map(Change::Slice));
     stream::select_all([services.boxed(), pods.boxed(), nodes.boxed(), slices.boxed()]).boxed()

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{Query, Request, State};
+use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use futures::channel::mpsc::{UnboundedReceiver, UnboundedSender, unbounded};
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -49,6 +50,9 @@ async fn answer(
     request: Request,
 ) -> Response {
     let resource = request.uri().path().rsplit('/').next().unwrap().to_owned();
+    if resource == "servicecidrs" && !content.lists.lock().unwrap().contains_key(&resource) {
+        return StatusCode::NOT_FOUND.into_response();
+    }
     if query.get("watch").is_some_and(|value| value == "true") {
         let (events, lines) = unbounded();
         let watches = content.watches.lock().unwrap();
@@ -80,7 +84,7 @@ struct Api {
 impl Api {
     fn start() -> Self {
         let content = Content::default();
-        let watches = ["services", "endpointslices", "nodes"]
+        let watches = ["services", "endpointslices", "nodes", "servicecidrs"]
             .into_iter()
             .map(|resource| {
                 let (sender, receiver) = unbounded();
@@ -182,7 +186,11 @@ async fn until(updates: &mut mpsc::Receiver<Update>, last: &str) -> Vec<String> 
     let wait = async {
         loop {
             let text = show(&updates.recv().await.unwrap());
-            if text.contains("EndpointSlice") || text.contains("Node") || text.contains("Slices") {
+            if text.contains("EndpointSlice")
+                || text.contains("Node")
+                || text.contains("Slices")
+                || text.contains("ServiceC")
+            {
                 continue;
             }
             seen.push(text.clone());
@@ -314,4 +322,46 @@ async fn an_object_of_noise_is_named_and_the_others_are_kept() {
     let seen = until(&mut updates, "+after@12").await;
     assert_eq!(seen.len(), 2);
     assert!(seen[0].starts_with("problem Service default/bad"), "{seen:?}");
+}
+
+#[tokio::test]
+async fn ranges_of_service_addresses_are_followed() {
+    let mut api = Api::start();
+    let range = |version: u32, cidr: &str| {
+        json!({
+            "apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR",
+            "metadata": {"name": "kubernetes", "resourceVersion": version.to_string()},
+            "spec": {"cidrs": [cidr]},
+        })
+    };
+    api.list("servicecidrs", 5, &[range(5, "10.96.0.0/16")]);
+    let mut updates = api.source();
+    let mut seen = Vec::new();
+    let watch = api.watch("servicecidrs").await;
+    watch.send("MODIFIED", &range(6, "10.97.0.0/16"));
+    watch.send("DELETED", &range(7, "10.97.0.0/16"));
+    loop {
+        match updates.recv().await.unwrap() {
+            Update::Event(Event::ServiceCidrApplied(range)) => {
+                seen.extend(range.spec.unwrap().cidrs.unwrap_or_default());
+            }
+            Update::Event(Event::ServiceCidrsListed(names)) => seen.extend(names),
+            Update::Listed(Kind::ServiceCidr) => seen.push("listed".into()),
+            Update::Event(Event::ServiceCidrDeleted { name }) => {
+                seen.push(format!("-{name}"));
+                break;
+            }
+            _ => {}
+        }
+    }
+    assert_eq!(
+        seen,
+        [
+            "10.96.0.0/16",
+            "kubernetes",
+            "listed",
+            "10.97.0.0/16",
+            "-kubernetes"
+        ]
+    );
 }

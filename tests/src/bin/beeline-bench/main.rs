@@ -1,5 +1,6 @@
 //! `cargo xtask bench`: figures against the targets in docs/benchmarks.md; exit code 1 when one is missed.
 
+mod churn;
 mod connect;
 mod figures;
 mod maps;
@@ -7,6 +8,7 @@ mod memory;
 mod mock_api;
 mod population;
 mod program;
+mod restart;
 mod wire;
 
 use std::net::SocketAddr;
@@ -38,6 +40,10 @@ enum What {
     Program(program::Options),
     /// Resident memory of the agent
     Memory,
+    /// CPU time of the agent while endpoints change
+    Churn,
+    /// What clients notice while the agent is killed and started again
+    Restart(restart::Options),
     /// All of them
     All,
     /// The server that `connect` starts in a pod
@@ -89,10 +95,14 @@ fn run(args: &Args) -> Result<bool> {
         What::Connect(options) => connect::run(options, &mut figures)?,
         What::Program(options) => program::run(options, &mut figures)?,
         What::Memory => memory::run(&mut figures)?,
+        What::Churn => churn::run(&mut figures)?,
+        What::Restart(options) => restart::run(options, &mut figures)?,
         What::All => {
             connect::run(&connect::Options::default(), &mut figures)?;
             program::run(&program::Options::default(), &mut figures)?;
             memory::run(&mut figures)?;
+            churn::run(&mut figures)?;
+            restart::run(&restart::Options::default(), &mut figures)?;
         }
     }
     figures.finish();

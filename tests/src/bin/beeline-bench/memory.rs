@@ -32,7 +32,7 @@ pub(crate) fn run(figures: &mut Figures) -> Result<()> {
         figures.progress(&format!("memory: {name}"));
         let cluster = Cluster::new()?;
         let node = cluster.add_node()?;
-        let kubeconfig = mock_api::serve(&node, population, cluster.state())?;
+        let kubeconfig = mock_api::serve(&node, population, 0, cluster.state())?;
         let agent = Agent::start_synced(&node, &population.room(AgentOptions::kubeconfig(kubeconfig)))?;
         let [rss, anonymous] = resident(agent.process.pid())?;
         figures.add(

@@ -1,4 +1,5 @@
-//! Just enough of a Kubernetes API to feed an agent: paged lists of fixed objects, and watches that stay silent.
+//! Just enough of a Kubernetes API to feed an agent: paged lists of fixed objects, and watches that stay silent or tell of
+//! changed endpoints at a steady rate.
 //!
 //! The control plane could do it, too, but storing 20,000 objects first would take longer than all else.
 
@@ -6,6 +7,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use beeline_tests::Node;
@@ -15,17 +17,26 @@ use crate::population::Population;
 
 /// The objects, as text: they are only ever sent.
 struct Objects {
+    population: Population,
     services: Vec<String>,
     slices: Vec<String>,
+    /// Changed endpoints per second.
+    rate: u32,
 }
 
-/// Serves a population inside the node's namespace until the process ends; returns a kubeconfig for it.
-pub(crate) fn serve(node: &Node, population: Population, dir: &Path) -> Result<PathBuf> {
+/// Serves a population inside the node's namespace until the process ends, with so many changed endpoints per second;
+/// returns a kubeconfig for it.
+pub(crate) fn serve(node: &Node, population: Population, rate: u32, dir: &Path) -> Result<PathBuf> {
     let (services, slices) = population
         .objects()
         .map(|(service, slice)| (service.to_string(), slice.to_string()))
         .unzip();
-    let objects = Arc::new(Objects { services, slices });
+    let objects = Arc::new(Objects {
+        population,
+        services,
+        slices,
+        rate,
+    });
     // A socket stays in the namespace where it was made.
     let listener = node
         .host()
@@ -75,6 +86,9 @@ fn answer(stream: &TcpStream, objects: &Objects) -> Result<()> {
             writer.write_all(
                 b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n",
             )?;
+            if objects.rate > 0 && path.ends_with("/endpointslices") {
+                return changes(writer, objects);
+            }
             // Until the client goes away.
             reader.read_line(&mut line)?;
             return Ok(());
@@ -82,6 +96,7 @@ fn answer(stream: &TcpStream, objects: &Objects) -> Result<()> {
         let (kind, version, items): (&str, &str, &[String]) = match path.rsplit('/').next() {
             Some("services") => ("ServiceList", "v1", &objects.services),
             Some("endpointslices") => ("EndpointSliceList", "discovery.k8s.io/v1", &objects.slices),
+            Some("servicecidrs") => ("ServiceCIDRList", "networking.k8s.io/v1", &[]),
             _ => ("NodeList", "v1", &[]),
         };
         let number = |name: &str| field(name).and_then(|text| text.parse::<usize>().ok());
@@ -98,4 +113,19 @@ fn answer(stream: &TcpStream, objects: &Objects) -> Result<()> {
         let head = "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length:";
         writer.write_all(format!("{head} {}\r\n\r\n{body}", body.len()).as_bytes())?;
     }
+}
+
+/// Tells of changed endpoints, one service after the other, until the client goes away.
+fn changes(mut writer: &TcpStream, objects: &Objects) -> Result<()> {
+    let start = Instant::now();
+    for number in 0_u32.. {
+        let due = start + Duration::from_secs(1) * number / objects.rate;
+        std::thread::sleep(due.saturating_duration_since(Instant::now()));
+        let service = u32::try_from(u64::from(number) * 7919 % u64::from(objects.population.services))?;
+        let mut slice = serde_json::to_value(objects.population.slice(service, number + 1)?)?;
+        slice["metadata"]["resourceVersion"] = (2_000_000 + number).to_string().into();
+        let event = json!({"type": "MODIFIED", "object": slice}).to_string();
+        writer.write_all(format!("{:x}\r\n{event}\n\r\n", event.len() + 1).as_bytes())?;
+    }
+    Ok(())
 }
