@@ -1,8 +1,8 @@
 //! The node agent and the command line.
 //!
-//! `source` reads objects, `agent` drives them through the model, `kernel` holds programs and maps, `devices`
-//! says where the packet programs go, `ipam` gives pods
-//! addresses, `cli` is what an operator types.
+//! `source` reads objects, `agent` drives them through the model, `kernel` holds programs and maps, `devices` says where
+//! the packet programs go, `ipam` gives pods addresses, `overlay` connects the nodes' pods, `cli` is what an operator
+//! types.
 
 pub mod agent;
 pub mod cli;
@@ -11,6 +11,7 @@ pub mod devices;
 pub mod ipam;
 pub mod kernel;
 pub mod nodeaddr;
+pub mod overlay;
 pub mod persist;
 pub mod proxyconfig;
 pub mod source;

@@ -1,0 +1,19 @@
+//! The network between nodes, in flannel's shape: `vxlan` and `host-gw` as ordinary kernel state that `ip`, `bridge` and a
+//! flannel node next door understand, and that carries traffic whether the agent runs or not.
+//!
+//! `nodes` watches Node objects, `plan` says what the kernel should hold, `diff` what is to be done for that, `netlink` does
+//! it; `engine` drives them whenever nodes or the kernel change.
+
+pub mod diff;
+pub mod engine;
+pub mod flannel;
+pub mod netconf;
+pub mod netlink;
+pub mod nodes;
+pub mod plan;
+pub mod snapshot;
+mod sysctl;
+pub mod uplink;
+
+pub use engine::{Engine, Settings, View};
+pub use netconf::NetConf;
