@@ -1,13 +1,14 @@
 //! The node agent and the command line.
 //!
 //! `source` reads objects, `agent` drives them through the model, `kernel` holds programs and maps, `devices` says where
-//! the packet programs go, `ipam` gives pods addresses, `overlay` connects the nodes' pods, `cli` is what an operator
-//! types.
+//! the packet programs go, `ipam` gives pods addresses, `overlay` connects the nodes' pods, `healthcheck` answers load
+//! balancers, `cli` is what an operator types.
 
 pub mod agent;
 pub mod cli;
 pub mod config;
 pub mod devices;
+pub mod healthcheck;
 pub mod ipam;
 pub mod kernel;
 pub mod nodeaddr;

@@ -5,7 +5,7 @@ mod host;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 use std::time::Duration;
 
@@ -27,7 +27,7 @@ const RETRY: Duration = Duration::from_secs(1);
 pub enum NodePortAddresses {
     /// The node's addresses as its Node object says, one of each family.
     Primary,
-    /// The host's addresses in these networks.
+    /// The host's addresses in these networks. A family without a network is served at all its addresses.
     Networks(Vec<IpNet>),
 }
 
@@ -65,6 +65,8 @@ pub struct NodeAddresses {
     pub all: BTreeSet<IpAddr>,
     /// Those that serve NodePorts. No loopback addresses: NodePorts at these are the socket layer's business.
     pub node_port: BTreeSet<IpAddr>,
+    /// Families whose NodePorts are served at every address that this host has of them.
+    pub everywhere: BTreeSet<Family>,
     /// The node's addresses as the cluster knows them: the first of the primary family, then the first of the other one.
     /// Empty while the Node has none.
     pub node_ips: Vec<IpAddr>,
@@ -89,6 +91,26 @@ impl NodeAddresses {
             flags.insert(Addr::from(*ip), node_port | loopback);
         }
         flags
+    }
+
+    /// Where health check node ports are listened on (spec kube-proxy 3.3): at the wildcard address of a family that is
+    /// served everywhere, otherwise at the addresses that serve NodePorts, as far as they are this host's.
+    #[must_use]
+    pub fn health_checks_at(&self) -> BTreeSet<IpAddr> {
+        let narrow = |ip: &&IpAddr| !self.everywhere.contains(&family(**ip)) && self.all.contains(*ip);
+        let narrow = self.node_port.iter().filter(narrow).copied();
+        let wide = self.everywhere.iter().map(|family| match family {
+            Family::V4 => IpAddr::from(Ipv4Addr::UNSPECIFIED),
+            Family::V6 => IpAddr::from(Ipv6Addr::UNSPECIFIED),
+        });
+        narrow.chain(wide).collect()
+    }
+}
+
+const fn family(ip: IpAddr) -> Family {
+    match ip {
+        IpAddr::V4(_) => Family::V4,
+        IpAddr::V6(_) => Family::V6,
     }
 }
 
@@ -127,18 +149,38 @@ fn compute(all: BTreeSet<IpAddr>, candidates: &[IpAddr], settings: &Settings) ->
         // reachable only with an interface's name, which a NodePort's client does not give
         IpAddr::V6(v6) => !v6.is_unicast_link_local(),
     };
-    let node_port = match &settings.node_port_addresses {
-        NodePortAddresses::Networks(networks) => {
-            let inside = |ip: &&IpAddr| networks.iter().any(|net| net.contains(*ip));
-            all.iter().filter(usable).filter(inside).copied().collect()
-        }
-        // better anywhere than nowhere
-        NodePortAddresses::Primary if node_ips.is_empty() => all.iter().filter(usable).copied().collect(),
-        NodePortAddresses::Primary => node_ips.iter().filter(usable).copied().collect(),
+    let networks: Vec<IpNet> = match &settings.node_port_addresses {
+        NodePortAddresses::Networks(networks) => networks.clone(),
+        NodePortAddresses::Primary => node_ips.iter().copied().map(IpNet::from).collect(),
     };
+    let primary = settings.node_port_addresses == NodePortAddresses::Primary;
+    let mut node_port = BTreeSet::new();
+    let mut everywhere = BTreeSet::new();
+    for wanted in [Family::V4, Family::V6] {
+        let of_family = |ip: &&IpAddr| family(**ip) == wanted;
+        let mut nets = networks
+            .iter()
+            .filter(|net| family(net.addr()) == wanted)
+            .peekable();
+        let unnamed = nets.peek().is_none();
+        let nets: Vec<&IpNet> = nets.collect();
+        if unnamed || nets.iter().any(|net| net.prefix_len() == 0) {
+            if all.iter().any(|ip| family(*ip) == wanted) {
+                everywhere.insert(wanted);
+            }
+            node_port.extend(all.iter().filter(of_family).filter(usable));
+        } else if primary {
+            // the cluster knows the node by it, even if a router in front of the host holds it
+            node_port.extend(node_ips.iter().filter(of_family).filter(usable));
+        } else {
+            let inside = |ip: &&IpAddr| nets.iter().any(|net| net.contains(*ip));
+            node_port.extend(all.iter().filter(of_family).filter(usable).filter(inside));
+        }
+    }
     NodeAddresses {
         all,
         node_port,
+        everywhere,
         node_ips,
     }
 }
@@ -298,7 +340,15 @@ mod tests {
                 &["10.0.0.1", "fd00::1"][..],
                 &["10.0.0.1", "fd00::1"][..],
             ),
-            (None, &["primary"], &["10.0.0.1"], &["10.0.0.1"]),
+            (
+                None,
+                &["primary"],
+                &["10.0.0.1", "fd00::1"],
+                &["10.0.0.1", "fd00::1"],
+            ),
+            // of a family without an address of the Node, all
+            (None, &["primary"], &["10.0.0.1"], &["10.0.0.1", "fd00::1"]),
+            (None, &["primary"], &["198.51.100.1", "::1"], &["198.51.100.1"]),
             (
                 Some("192.168.7.1"),
                 &[],
@@ -307,19 +357,69 @@ mod tests {
             ),
             // nobody knows better
             (None, &["primary"], &[], &["10.0.0.1", "192.168.7.1", "fd00::1"]),
-            (None, &["192.168.0.0/16"], &["10.0.0.1"], &["192.168.7.1"]),
+            (
+                None,
+                &["192.168.0.0/16"],
+                &["10.0.0.1"],
+                &["192.168.7.1", "fd00::1"],
+            ),
+            (
+                None,
+                &["192.168.0.0/16", "fd01::/16"],
+                &["10.0.0.1"],
+                &["192.168.7.1"],
+            ),
             (
                 None,
                 &["0.0.0.0/0", "::/0"],
                 &[],
                 &["10.0.0.1", "192.168.7.1", "fd00::1"],
             ),
-            (None, &["172.16.0.0/12"], &["10.0.0.1"], &[]),
+            (None, &["172.16.0.0/12", "fd01::/16"], &["10.0.0.1"], &[]),
         ] {
             let found = computed(bind, fields, node);
             let found: Vec<IpAddr> = found.node_port.into_iter().collect();
             assert_eq!(found, ips(expected), "{bind:?} {fields:?} {node:?}");
         }
+    }
+
+    #[test]
+    fn health_checks_are_answered_where_node_ports_are() {
+        for (fields, node, expected) in [
+            (
+                &[][..],
+                &["10.0.0.1", "fd00::1"][..],
+                &["10.0.0.1", "fd00::1"][..],
+            ),
+            (&[], &["10.0.0.1"], &["10.0.0.1", "::"]),
+            (&[], &[], &["0.0.0.0", "::"]),
+            // not an address of this host: nobody can listen there
+            (&[], &["198.51.100.1", "fd00::1"], &["fd00::1"]),
+            (&["192.168.0.0/16", "::/0"], &[], &["192.168.7.1", "::"]),
+            (&["0.0.0.0/0", "fd00::/16"], &[], &["0.0.0.0", "fd00::1"]),
+        ] {
+            let found = computed(None, fields, node).health_checks_at();
+            assert_eq!(
+                found.into_iter().collect::<Vec<_>>(),
+                ips(expected),
+                "{fields:?} {node:?}"
+            );
+        }
+        let v4 = NodeAddresses {
+            all: ips(&["127.0.0.1", "10.0.0.1"]).into_iter().collect(),
+            ..NodeAddresses::default()
+        };
+        let settings = Settings {
+            bind_address: None,
+            node_port_addresses: NodePortAddresses::Primary,
+            wait: Duration::ZERO,
+        };
+        let found = compute(v4.all, &[], &settings).health_checks_at();
+        assert_eq!(
+            found.into_iter().collect::<Vec<_>>(),
+            ips(&["0.0.0.0"]),
+            "there is no IPv6"
+        );
     }
 
     #[test]

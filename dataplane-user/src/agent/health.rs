@@ -97,15 +97,23 @@ impl Health {
             && taints.iter().all(|taint| taint.key != TAINT_REMOVAL);
     }
 
+    fn late(&self, health: &FamilyHealth, now: Instant) -> bool {
+        health
+            .pending_since
+            .is_some_and(|since| now.saturating_duration_since(since) >= self.pending_limit)
+    }
+
+    /// Whether no family has a change that waits too long.
+    #[must_use]
+    pub fn healthy(&self, now: Instant) -> bool {
+        !self.families.values().any(|health| self.late(health, now))
+    }
+
     /// Whether the answer is 200, and the body. `/healthz` also asks whether the node is eligible; `/livez` does not.
     #[must_use]
     pub fn answer(&self, with_node: bool, now: Instant, at: Timestamp) -> (bool, Body) {
-        let late = |health: &FamilyHealth| {
-            health
-                .pending_since
-                .is_some_and(|since| now.saturating_duration_since(since) >= self.pending_limit)
-        };
-        let healthy = !self.families.values().any(late);
+        let late = |health: &FamilyHealth| self.late(health, now);
+        let healthy = self.healthy(now);
         let ok = healthy && (!with_node || self.eligible);
         let newest = self
             .families

@@ -25,12 +25,13 @@ use dataplane_common::abi::ABI_VERSION;
 use dataplane_model::program::{Maps, Programmer};
 use jiff::Timestamp;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
 use crate::config::{AgentConfig, SourceConfig};
 use crate::devices::{self, Devices};
+use crate::healthcheck;
 use crate::kernel::{self, Kernel};
 use crate::nodeaddr;
 use crate::proxyconfig;
@@ -116,7 +117,7 @@ pub async fn run(config: AgentConfig) -> anyhow::Result<()> {
     let (requests, request_queue) = mpsc::channel(16);
     let reader = kernel.counter_reader();
     let context = http::Context {
-        shared,
+        shared: Arc::clone(&shared),
         counters: Arc::new(move || reader.read().unwrap_or_default()),
         config: Arc::new(config.configz()),
         pages: Arc::new(zpages::ZPages::new(config.flags.clone())),
@@ -127,11 +128,25 @@ pub async fn run(config: AgentConfig) -> anyhow::Result<()> {
     let listener = http::bind_socket(&socket).with_context(|| format!("listen on {}", socket.display()))?;
     let admin = http::admin_router(context.clone());
     tokio::spawn(async move { axum::serve(listener, admin).await });
+    let health_checks_at = watch::Sender::default();
+    tokio::spawn(healthcheck::serve(
+        state.health_checks(),
+        health_checks_at.subscribe(),
+        {
+            let shared = Arc::clone(&shared);
+            Arc::new(move || shared.health().healthy(std::time::Instant::now()))
+        },
+        {
+            let events = events.clone();
+            Box::new(move |namespace, name, why| events.health_check_failed(namespace, name, why))
+        },
+    ));
     tokio::spawn(node::keep(
         config.proxy.clone(),
         node::address_settings(&config),
         state.node_addresses(),
         state.ranges(),
+        health_checks_at,
         kernel.node_tables().context("open the node's tables")?,
     ));
     let device_settings = devices::Settings {

@@ -1,6 +1,7 @@
 //! What holds for the whole node: its configuration and its addresses, kept in step with the settings, the host, the Node
 //! object and the cluster's ranges.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -105,6 +106,7 @@ pub(super) async fn keep(
     settings: nodeaddr::Settings,
     node: watch::Receiver<Option<Vec<IpAddr>>>,
     mut ranges: watch::Receiver<Ranges>,
+    health_checks_at: watch::Sender<BTreeSet<IpAddr>>,
     mut tables: NodeTables,
 ) {
     let configure = |tables: &NodeTables, ranges: &Ranges| {
@@ -120,7 +122,15 @@ pub(super) async fn keep(
     };
     loop {
         if let Some(addresses) = &mut addresses {
-            let flags = addresses.borrow_and_update().flags();
+            let (flags, at) = {
+                let addresses = addresses.borrow_and_update();
+                (addresses.flags(), addresses.health_checks_at())
+            };
+            health_checks_at.send_if_modified(|known| {
+                let changed = *known != at;
+                *known = at;
+                changed
+            });
             if let Err(error) = tables.set_addrs(&flags) {
                 error!(%error, "the addresses of this node cannot be written");
             }

@@ -7,7 +7,9 @@ use std::time::{Duration, Instant};
 
 use dataplane_common::abi::{BackendStats, algorithm, frontend_kind};
 use dataplane_model::program::{AppliedService, Maps, Outcome, ProgramError, Programmer};
-use dataplane_model::{BackendState, Event, Family, Model, ObjectName, Problem, ServiceKey, SetBackend};
+use dataplane_model::{
+    BackendState, Event, Family, HealthCheckNodePort, Model, ObjectName, Problem, ServiceKey, SetBackend,
+};
 use ipnet::IpNet;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Node;
@@ -78,6 +80,7 @@ pub struct State<M> {
     known: HashSet<Problem>,
     node_addresses: watch::Sender<Option<Vec<IpAddr>>>,
     ranges: watch::Sender<Ranges>,
+    health_checks: watch::Sender<Vec<HealthCheckNodePort>>,
     triggers: Triggers,
     pending_services: Pending,
     pending_slices: Pending,
@@ -109,6 +112,7 @@ impl<M: Maps> State<M> {
             known: HashSet::new(),
             node_addresses: watch::Sender::new(None),
             ranges: watch::Sender::new(Ranges::default()),
+            health_checks: watch::Sender::default(),
             triggers: Triggers::new(Timestamp::now()),
             pending_services: Pending::default(),
             pending_slices: Pending::default(),
@@ -205,6 +209,12 @@ impl<M: Maps> State<M> {
     #[must_use]
     pub fn ranges(&self) -> watch::Receiver<Ranges> {
         self.ranges.subscribe()
+    }
+
+    /// The health check node ports of Services, and what is to be said there. Nothing before the first sync.
+    #[must_use]
+    pub fn health_checks(&self) -> watch::Receiver<Vec<HealthCheckNodePort>> {
+        self.health_checks.subscribe()
     }
 
     fn count(&mut self, event: &Event) {
@@ -333,6 +343,12 @@ impl<M: Maps> State<M> {
         let (applied, failed) = (outcome.applied, outcome.failed.len());
         let extent = if first { Extent::Full } else { Extent::Partial };
         self.finish(outcome, begun, extent, &families);
+        let checks = self.model.health_check_node_ports();
+        self.health_checks.send_if_modified(|known| {
+            let changed = *known != checks;
+            *known = checks;
+            changed
+        });
         if first {
             let pruned = self.programmer.prune(now).applied;
             self.synced = true;
@@ -891,6 +907,45 @@ pub(super) mod tests {
         state.take(Update::Event(Event::NodeDeleted { name: "n".into() }));
         assert!(!addresses.has_changed().unwrap());
         assert_eq!(*addresses.borrow(), known);
+    }
+
+    #[test]
+    fn health_check_node_ports_are_told_with_what_is_on_this_node() {
+        let mut state = state(FakeMaps::new(capacity(8)));
+        let mut checks = state.health_checks();
+        let [service, slice] = web();
+        let (Event::ServiceApplied(mut service), Event::SliceApplied(mut slice)) = (service, slice) else {
+            panic!("not a Service and a slice")
+        };
+        let spec = service.spec.as_mut().unwrap();
+        spec.type_ = Some("LoadBalancer".into());
+        spec.external_traffic_policy = Some("Local".into());
+        spec.health_check_node_port = Some(31_000);
+        slice.endpoints.as_mut().unwrap()[0].node_name = Some("n".into());
+        state.take(Update::Event(Event::ServiceApplied(service.clone())));
+        state.take(Update::Event(Event::SliceApplied(slice.clone())));
+        state.sync();
+        assert!(!checks.has_changed().unwrap(), "not before everything is known");
+        for kind in [Kind::Service, Kind::EndpointSlice, Kind::Node] {
+            state.take(Update::Listed(kind));
+        }
+        state.sync();
+        let told = |checks: &mut watch::Receiver<Vec<HealthCheckNodePort>>| {
+            let checks = checks.borrow_and_update();
+            let of = |check: &HealthCheckNodePort| {
+                (check.port, check.local_endpoints_v4, check.local_endpoints_v6)
+            };
+            checks.iter().map(of).collect::<Vec<_>>()
+        };
+        assert_eq!(told(&mut checks), [(31_000, Some(1), None)]);
+        slice.endpoints.as_mut().unwrap()[0].node_name = Some("other".into());
+        state.take(Update::Event(Event::SliceApplied(slice)));
+        state.sync();
+        assert_eq!(told(&mut checks), [(31_000, Some(0), None)]);
+        service.spec.as_mut().unwrap().external_traffic_policy = Some("Cluster".into());
+        state.take(Update::Event(Event::ServiceApplied(service)));
+        state.sync();
+        assert_eq!(told(&mut checks), []);
     }
 
     #[test]

@@ -1,0 +1,152 @@
+//! One listener: the same answer to every request.
+
+use std::convert::Infallible;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use http::{Response, StatusCode, header};
+use http_body_util::Full;
+use hyper::body::Bytes;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use serde_json::json;
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::task::{JoinHandle, JoinSet};
+use tracing::debug;
+
+use super::Healthy;
+
+/// Connections of one port at a time; more wait. It is open to the network.
+const MOST_CONNECTIONS: usize = 256;
+/// Longest silence before a request.
+const IDLE: Duration = Duration::from_secs(30);
+/// Pause after the system has no file descriptors or memory left.
+const EXHAUSTED: Duration = Duration::from_millis(100);
+
+/// Whom a listener answers for.
+#[derive(Clone)]
+pub(super) struct Subject {
+    namespace: String,
+    name: String,
+    local_endpoints: Arc<AtomicU32>,
+    healthy: Healthy,
+}
+
+impl Subject {
+    pub(super) fn new(namespace: &str, name: &str, healthy: Healthy) -> Self {
+        Self {
+            namespace: namespace.into(),
+            name: name.into(),
+            local_endpoints: Arc::default(),
+            healthy,
+        }
+    }
+
+    fn answer(&self) -> Response<Full<Bytes>> {
+        let count = self.local_endpoints.load(Ordering::Relaxed);
+        let healthy = (self.healthy)();
+        // kube-proxy's text to the letter: it is read by programs that are no JSON parsers
+        let body = format!(
+            "{{\n\t\"service\": {{\n\t\t\"namespace\": {},\n\t\t\"name\": {}\n\t}},\n\t\"localEndpoints\": {count},\n\t\"serviceProxyHealthy\": {healthy}\n}}",
+            json!(self.namespace),
+            json!(self.name),
+        );
+        let mut response = Response::new(Full::from(body));
+        *response.status_mut() = if count > 0 && healthy {
+            StatusCode::OK
+        } else {
+            StatusCode::SERVICE_UNAVAILABLE
+        };
+        let headers = response.headers_mut();
+        let value = header::HeaderValue::from_static;
+        headers.insert(header::CONTENT_TYPE, value("application/json"));
+        headers.insert(header::X_CONTENT_TYPE_OPTIONS, value("nosniff"));
+        headers.insert("x-load-balancing-endpoint-weight", count.into());
+        response
+    }
+}
+
+/// A port that is listened on, with its connections.
+#[derive(Debug)]
+pub(super) struct Listener {
+    local_endpoints: Arc<AtomicU32>,
+    task: JoinHandle<()>,
+}
+
+impl Listener {
+    /// Listens. IPv6 addresses are for IPv6 only.
+    pub(super) fn open(addr: SocketAddr, subject: Subject, local_endpoints: u32) -> io::Result<Self> {
+        let socket = if addr.is_ipv4() {
+            TcpSocket::new_v4()
+        } else {
+            TcpSocket::new_v6()
+        }?;
+        socket.set_reuseaddr(true)?;
+        if addr.is_ipv6() {
+            nix::sys::socket::setsockopt(&socket, nix::sys::socket::sockopt::Ipv6V6Only, &true)?;
+        }
+        socket.bind(addr)?;
+        let listener = socket.listen(128)?;
+        subject.local_endpoints.store(local_endpoints, Ordering::Relaxed);
+        let local_endpoints = Arc::clone(&subject.local_endpoints);
+        let task = tokio::spawn(accept(listener, subject));
+        Ok(Self {
+            local_endpoints,
+            task,
+        })
+    }
+
+    /// How many endpoints are told from now on.
+    pub(super) fn set(&self, local_endpoints: u32) {
+        self.local_endpoints.store(local_endpoints, Ordering::Relaxed);
+    }
+
+    /// Closes the port and its connections, and waits until it is free.
+    pub(super) async fn close(mut self) {
+        self.task.abort();
+        let _aborted = (&mut self.task).await;
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+async fn accept(listener: TcpListener, subject: Subject) {
+    // dropped with the task, and then they end
+    let mut connections = JoinSet::new();
+    loop {
+        tokio::select! {
+            accepted = listener.accept(), if connections.len() < MOST_CONNECTIONS => match accepted {
+                Ok((stream, _)) => {
+                    connections.spawn(connection(stream, subject.clone()));
+                }
+                Err(error) => {
+                    debug!(%error, "a health check is not accepted");
+                    tokio::time::sleep(EXHAUSTED).await;
+                }
+            },
+            Some(_) = connections.join_next() => {}
+        }
+    }
+}
+
+async fn connection(stream: TcpStream, subject: Subject) {
+    let service = service_fn(move |_request| {
+        let answer = subject.answer();
+        async move { Ok::<_, Infallible>(answer) }
+    });
+    let ended = hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(IDLE)
+        .serve_connection(TokioIo::new(stream), service)
+        .await;
+    if let Err(error) = ended {
+        debug!(%error, "a connection of a health check ends");
+    }
+}
