@@ -22,6 +22,6 @@ pub use desired::{
 pub use diff::{Keeps, Op, diff};
 pub use event::{Event, HostPort};
 pub use key::{BackendKey, Family, ObjectName, Protocol, ServiceKey};
-pub use model::{HealthCheckNodePort, Model};
+pub use model::{HealthCheckNodePort, Model, Serving, Stale};
 pub use object::Problem;
 pub use settings::Settings;

@@ -11,16 +11,16 @@ use super::{Model, node};
 use crate::desired::{
     BackendState, Desired, DesiredService, Frontends, Offer, ServiceConfig, SetBackend, table,
 };
-use crate::key::{BackendKey, ServiceKey};
+use crate::key::{BackendKey, Family, ServiceKey};
 use crate::object::{ServiceObject, endpoint_flag, family_index};
 use crate::select::{Candidate, Hint, Policy, Selection, categorize};
 
 /// A port of a Service.
-struct Port<'a> {
-    id: u32,
-    entry: &'a Entry,
-    service: &'a ServiceObject,
-    number: usize,
+pub(super) struct Port<'a> {
+    pub(super) id: u32,
+    pub(super) entry: &'a Entry,
+    pub(super) service: &'a ServiceObject,
+    pub(super) number: usize,
 }
 
 impl Model {
@@ -33,15 +33,7 @@ impl Model {
     fn desired_port(&self, port: &Port<'_>, key: &ServiceKey) -> Option<DesiredService> {
         let service = port.service;
         let source_ranges = service.source_ranges(key.family);
-        let offers = wanted(service, port.number, key.family).filter_map(|(frontend, kind)| {
-            let winner = self.claims.winner(&frontend)?;
-            let won = (winner.entry, usize::from(winner.port), winner.family, winner.kind)
-                == (port.id, port.number, key.family, kind);
-            let ranged = kind == frontend_kind::LOAD_BALANCER && !source_ranges.is_empty();
-            let flags = if ranged { frontend_flag::SOURCE_RANGES } else { 0 };
-            won.then_some((frontend, Offer { kind, flags }))
-        });
-        let frontends: Frontends = offers.collect();
+        let frontends = self.frontends(port, key.family, &source_ranges);
 
         if let Some(host) = service.host(port.number) {
             return Some(DesiredService {
@@ -79,6 +71,19 @@ impl Model {
             },
             source_ranges,
         })
+    }
+
+    /// Where a port is offered in a family, as far as no other service has it.
+    pub(super) fn frontends(&self, port: &Port<'_>, family: Family, source_ranges: &[IpNet]) -> Frontends {
+        let offers = wanted(port.service, port.number, family).filter_map(|(frontend, kind)| {
+            let winner = self.claims.winner(&frontend)?;
+            let won = (winner.entry, usize::from(winner.port), winner.family, winner.kind)
+                == (port.id, port.number, family, kind);
+            let ranged = kind == frontend_kind::LOAD_BALANCER && !source_ranges.is_empty();
+            let flags = if ranged { frontend_flag::SOURCE_RANGES } else { 0 };
+            won.then_some((frontend, Offer { kind, flags }))
+        });
+        offers.collect()
     }
 
     /// Sets that traffic chooses from by hash: by the service's algorithm, or because other hosts reach it.
@@ -121,7 +126,7 @@ impl Model {
         categorize(&self.candidates(port.entry, key), policy)
     }
 
-    fn port(&self, key: &ServiceKey) -> Option<Port<'_>> {
+    pub(super) fn port(&self, key: &ServiceKey) -> Option<Port<'_>> {
         let id = self.entries.find(&key.service)?;
         let entry = self.entries.get(id)?;
         let service = entry.service.as_deref()?;

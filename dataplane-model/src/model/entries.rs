@@ -128,17 +128,11 @@ impl Entries {
         }
     }
 
-    /// True if it was another.
-    pub(super) fn replace_slice(&mut self, id: u32, name: &str, slice: &SliceObject) -> bool {
-        let slices = self.get_mut(id).map(|entry| &mut entry.slices);
-        let known = slices.and_then(|list| list.iter_mut().find(|(other, _)| **other == *name));
-        match known {
-            Some((_, known)) if known != slice => {
-                known.clone_from(slice);
-                true
-            }
-            _ => false,
-        }
+    /// What the slice was, if it was another.
+    pub(super) fn replace_slice(&mut self, id: u32, name: &str, slice: &SliceObject) -> Option<SliceObject> {
+        let list = &mut self.get_mut(id)?.slices;
+        let (_, known) = list.iter_mut().find(|(other, _)| **other == *name)?;
+        (known != slice).then(|| std::mem::replace(known, slice.clone()))
     }
 
     pub(super) fn add_slice(&mut self, id: u32, name: Arc<str>, slice: SliceObject) {
@@ -150,10 +144,10 @@ impl Entries {
         }
     }
 
-    pub(super) fn remove_slice(&mut self, id: u32, name: &str) {
-        if let Some(entry) = self.get_mut(id) {
-            entry.slices.retain(|(other, _)| **other != *name);
-        }
+    pub(super) fn remove_slice(&mut self, id: u32, name: &str) -> Option<SliceObject> {
+        let slices = &mut self.get_mut(id)?.slices;
+        let at = slices.iter().position(|(other, _)| **other == *name)?;
+        Some(slices.remove(at).1)
     }
 
     /// What the entry's services should be may have changed.

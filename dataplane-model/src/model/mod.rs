@@ -6,6 +6,7 @@ mod desire;
 mod entries;
 mod healthcheck;
 mod node;
+mod stale;
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
@@ -25,6 +26,7 @@ use claims::Claims;
 use entries::Entries;
 
 pub use healthcheck::HealthCheckNodePort;
+pub use stale::{Serving, Stale};
 
 /// The objects of the cluster, reduced, with the indexes that keep a change cheap.
 #[derive(Debug, Default)]
@@ -46,6 +48,7 @@ pub struct Model {
     health_checked: BTreeSet<u32>,
     /// Keys that no entry has any more.
     gone: hashbrown::HashSet<ServiceKey>,
+    stale: stale::Suspects,
 }
 
 impl Model {
@@ -239,12 +242,15 @@ impl Model {
         if let Some(owner) = owner {
             let same = owner == next.unwrap_or(u32::MAX);
             if let Some((_, slice)) = object.as_ref().filter(|_| same) {
-                if self.entries.replace_slice(owner, &name.name, slice) {
+                if let Some(old) = self.entries.replace_slice(owner, &name.name, slice) {
+                    self.suspect(owner, &old, Some(slice));
                     self.entries.mark(owner);
                 }
                 return;
             }
-            self.entries.remove_slice(owner, &name.name);
+            if let Some(old) = self.entries.remove_slice(owner, &name.name) {
+                self.suspect(owner, &old, None);
+            }
             self.slice_owner.remove(name);
             self.entries.mark(owner);
         }

@@ -11,7 +11,7 @@ use crate::key::{Family, ObjectName};
 use crate::names::Names;
 
 pub(crate) use service::{External, Host, ServiceObject, ServicePort, range_list};
-pub(crate) use slice::{SliceObject, endpoint_flag};
+pub(crate) use slice::{SliceObject, SlicePort, endpoint_flag};
 
 /// Label on Services that another proxy handles, whatever its value (spec kube-proxy 1.1).
 pub const LABEL_PROXY_NAME: &str = "service.kubernetes.io/service-proxy-name";

@@ -13,6 +13,7 @@ mod fake;
 mod frontend;
 mod held;
 mod maps;
+mod released;
 mod restore;
 mod service;
 mod suspects;
@@ -30,6 +31,7 @@ pub use error::ProgramError;
 pub use fake::{FakeMaps, FaultyMaps};
 pub use held::AppliedService;
 pub use maps::{Capacity, MapError, Maps, SetKind, Write, backend_node};
+pub use released::Released;
 pub use view::Fill;
 
 use crate::desired::DesiredService;
@@ -52,6 +54,9 @@ pub struct Outcome {
     pub failed: Vec<(ServiceKey, ProgramError)>,
     /// Writes done.
     pub writes: u64,
+    /// Backends that left services, in order, each once. Whether they are stale the model knows
+    /// ([`crate::Model::take_stale`]): one that terminates leaves the sets, but keeps the flows that it has.
+    pub released: Vec<Released>,
 }
 
 /// A wish that could not be fulfilled yet.
@@ -87,6 +92,8 @@ pub struct Programmer<M> {
     /// What could not be done yet, newest wish only.
     pending: BTreeMap<ServiceKey, Pending>,
     writes: u64,
+    /// Backends that left a set.
+    released: Vec<Released>,
     /// Kept for its memory.
     slots: Vec<Slot>,
 }
@@ -174,6 +181,7 @@ impl<M: Maps> Programmer<M> {
 
         let mut outcome = Outcome {
             writes: self.writes - before,
+            released: self.take_released(),
             ..Outcome::default()
         };
         if failures.services.is_empty() {
@@ -260,6 +268,7 @@ impl<M: Maps> Programmer<M> {
         // the same
         let _: Result<(), MapError> = self.settle_active();
         outcome.writes = self.writes - before;
+        outcome.released = self.take_released();
         outcome
     }
 

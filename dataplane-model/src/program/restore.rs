@@ -44,6 +44,7 @@ impl<M: Maps> Programmer<M> {
             resting: Quarantine::new(QUARANTINE_MS),
             pending: BTreeMap::new(),
             writes: 0,
+            released: Vec::new(),
             slots: Vec::new(),
             maps,
         };

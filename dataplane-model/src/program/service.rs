@@ -200,6 +200,7 @@ impl<M: Maps> Programmer<M> {
         self.count_members(members, true);
         if let Some(service) = self.services.get_mut(id) {
             let old = std::mem::replace(service.set_mut(which), set);
+            self.note_released(id, &old.members, members);
             self.count_members(&old.members, false);
             self.rest_slots(old.range, now_ms);
         }
@@ -255,6 +256,12 @@ impl<M: Maps> Programmer<M> {
             return Ok(());
         };
         self.resting.put(now_ms, Resting::Service(id));
+        let key = service.key.as_ref();
+        let released: Vec<_> = service
+            .members()
+            .filter_map(|m| self.release_of(id, key, m.id()))
+            .collect();
+        self.released.extend(released);
         for set in [service.cluster, service.local] {
             self.count_members(&set.members, false);
             self.rest_slots(set.range, now_ms);
