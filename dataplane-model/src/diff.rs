@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use dataplane_common::abi::{FrontendKey, service_flag};
+use dataplane_common::abi::{FrontendKey, frontend_flag, service_flag};
 use hashbrown::HashSet;
 
 use crate::desired::{Desired, DesiredService, Offer};
@@ -68,7 +68,7 @@ pub struct Keeps {
     /// Sets that are to become empty, and flags that send anybody to an empty set: a frontend is about to lead elsewhere,
     /// and who enters by it must not be refused before.
     pub sets: bool,
-    /// Source ranges that are to go: frontends still ask for them.
+    /// Source ranges: frontends still ask for those that are to go, or are about to lead elsewhere.
     pub ranges: bool,
 }
 
@@ -154,7 +154,7 @@ pub fn diff_services<'a>(
     ops
 }
 
-fn backends_of(service: &DesiredService) -> impl Iterator<Item = BackendKey> + '_ {
+pub(crate) fn backends_of(service: &DesiredService) -> impl Iterator<Item = BackendKey> + '_ {
     service.cluster.iter().chain(&service.local).map(|m| m.backend)
 }
 
@@ -166,14 +166,28 @@ fn same_but_frontends(old: &DesiredService, new: &DesiredService) -> bool {
 /// What must wait for frontends that lead elsewhere, or change.
 fn keeps(old: &DesiredService, new: &DesiredService) -> Keeps {
     let emptied = |old: bool, new: bool| !old && new;
-    let leaves = || old.frontends.keys().any(|f| !new.frontends.contains_key(f));
     let takes_away = emptied(old.cluster.is_empty(), new.cluster.is_empty())
         || emptied(old.local.is_empty(), new.local.is_empty())
         || (old.config.flags != new.config.flags && !serves_all(new));
+    let is_asked = |(f, offer): (FrontendKey, Offer)| {
+        offer.flags & frontend_flag::SOURCE_RANGES != 0 && !new.frontends.contains_key(&f)
+    };
     Keeps {
-        sets: takes_away && leaves(),
-        ranges: emptied(old.source_ranges.is_empty(), new.source_ranges.is_empty()),
+        sets: takes_away && leads_elsewhere(old, new),
+        ranges: old.source_ranges != new.source_ranges
+            && (new.source_ranges.is_empty() || old.frontends.iter().any(is_asked)),
     }
+}
+
+fn leads_elsewhere(old: &DesiredService, new: &DesiredService) -> bool {
+    old.frontends.keys().any(|f| !new.frontends.contains_key(f))
+}
+
+/// True if no order of steps on one row does: frontends leave, and must find the service as it was, while others come, and
+/// must find it as it is to be.
+pub(crate) fn needs_new_row(old: &DesiredService, new: &DesiredService) -> bool {
+    let keeps = keeps(old, new);
+    (keeps.sets || keeps.ranges) && leads_elsewhere(old, new) && leads_elsewhere(new, old)
 }
 
 /// True if neither policy sends anybody to an empty set.

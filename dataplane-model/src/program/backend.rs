@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use dataplane_common::abi::{Backend, map_name};
-use hashbrown::HashMap;
+use hashbrown::{HashMap, HashSet};
 
 use super::Programmer;
 use super::error::ProgramError;
@@ -76,11 +76,19 @@ impl<M: Maps> Programmer<M> {
         }
     }
 
-    /// Gives a backend's row back if no set refers to it, else makes it what the sets say.
-    pub(super) fn settle_backend(&mut self, id: u32, now_ms: u64) -> Result<(), MapError> {
+    /// Gives a backend's row back if no set refers to it and it is not kept, else makes it what the sets say.
+    pub(super) fn settle_backend(
+        &mut self,
+        id: u32,
+        kept: &HashSet<BackendKey>,
+        now_ms: u64,
+    ) -> Result<(), MapError> {
         let Some(&row) = self.backends.get(id) else {
             return Ok(());
         };
+        if row.refs == 0 && kept.contains(&row.key) {
+            return Ok(());
+        }
         if row.refs == 0 {
             self.resting.put(now_ms, Resting::Backend(id));
             self.backends.remove(id);

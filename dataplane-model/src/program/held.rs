@@ -178,19 +178,28 @@ impl Services {
         }
     }
 
+    /// Takes a service its key, as if it had been restored.
+    pub(super) fn disown(&mut self, key: &ServiceKey) -> Option<u32> {
+        let id = self.find(key)?;
+        self.forget(id, key);
+        self.get_mut(id)?.key = None;
+        self.unclaimed += 1;
+        Some(id)
+    }
+
+    fn forget(&mut self, id: u32, key: &ServiceKey) {
+        let hash = self.hasher.hash_one(key);
+        if let Ok(found) = self.by_key.find_entry(hash, |other| *other == id) {
+            found.remove();
+        }
+    }
+
     pub(super) fn remove(&mut self, id: u32) -> Option<Applied> {
         let service = self.list.get_mut(id as usize)?.take()?;
         self.len -= 1;
         match &service.key {
             None => self.unclaimed -= 1,
-            Some(key) => {
-                if let Ok(found) = self
-                    .by_key
-                    .find_entry(self.hasher.hash_one(key), |other| *other == id)
-                {
-                    found.remove();
-                }
-            }
+            Some(key) => self.forget(id, key),
         }
         Some(*service)
     }

@@ -35,8 +35,8 @@ pub use released::Released;
 pub use view::Fill;
 
 use crate::desired::DesiredService;
-use crate::diff::{Keeps, Op, diff_services};
-use crate::key::ServiceKey;
+use crate::diff::{Keeps, Op, backends_of, diff_services, needs_new_row};
+use crate::key::{BackendKey, ServiceKey};
 use alloc::{Arena, Ids, Quarantine};
 use backend::Lost;
 use frontend::ActiveAddress;
@@ -129,14 +129,23 @@ impl<M: Maps> Programmer<M> {
         self.release(now_ms);
         let wished = newest(changes.into_iter().collect());
         for (key, wish) in &wished {
-            if !self.pending.is_empty() {
-                self.pending.remove(key);
+            if let Some(pending) = self.pending.remove(key) {
+                self.let_go(&pending);
             }
             if let Some(wish) = wish.as_ref().filter(|_| self.services.unclaimed() > 0) {
                 self.adopt(key, wish);
             }
         }
-        let held: Vec<Option<DesiredService>> = wished.iter().map(|(key, _)| self.held(key)).collect();
+        let mut held: Vec<Option<DesiredService>> = wished.iter().map(|(key, _)| self.held(key)).collect();
+        let mut disowned: Vec<(u32, &ServiceKey)> = Vec::new();
+        for ((key, new), old) in wished.iter().zip(&mut held) {
+            if let (Some(was), Some(new)) = (&old, new)
+                && needs_new_row(was, new)
+            {
+                disowned.extend(self.services.disown(key).map(|id| (id, key)));
+                *old = None;
+            }
+        }
         let pairs = wished
             .iter()
             .zip(&held)
@@ -149,9 +158,23 @@ impl<M: Maps> Programmer<M> {
             self.carry_out(op, &wished, now_ms, &mut failures);
         }
         drop(ops);
+        if !disowned.is_empty() {
+            let before = self.pending.values().filter_map(|pending| pending.wish.as_ref());
+            let now = wished
+                .iter()
+                .filter(|(key, _)| failures.services.contains_key(key));
+            let wishes = before.chain(now.filter_map(|(_, wish)| wish.as_ref()));
+            let spared = frontends_of(wishes);
+            for (id, key) in disowned {
+                // what fails is left for `prune`
+                self.remove_unclaimed(id, &spared, now_ms);
+                self.rename_released(id, key);
+            }
+        }
+        let kept = self.kept_backends(&wished, &failures.services);
         for id in self.backends.take_unsettled() {
             let key = self.backends.get(id).map(|row| row.key);
-            if let Err(error) = self.settle_backend(id, now_ms) {
+            if let Err(error) = self.settle_backend(id, &kept, now_ms) {
                 // one service stays pending for it, so that it is tried again
                 let uses = |s: &Option<DesiredService>| {
                     let mut members = s.iter().flat_map(|s| s.cluster.iter().chain(&s.local));
@@ -204,10 +227,22 @@ impl<M: Maps> Programmer<M> {
     /// Tries again what failed before.
     pub fn retry(&mut self, now_ms: u64) -> Outcome {
         let pending = std::mem::take(&mut self.pending);
+        for pending in pending.values() {
+            self.let_go(pending);
+        }
         self.reconcile(
             pending.into_iter().map(|(key, pending)| (key, pending.wish)),
             now_ms,
         )
+    }
+
+    /// Rows of backends that were kept for a wish are to be looked at again.
+    fn let_go(&mut self, pending: &Pending) {
+        for backend in pending.wish.iter().flat_map(backends_of) {
+            if let Some(id) = self.backends.find(&backend) {
+                self.backends.touch(id);
+            }
+        }
     }
 
     /// Services that are not as desired.
@@ -242,34 +277,40 @@ impl<M: Maps> Programmer<M> {
         let mut outcome = Outcome::default();
         let before = self.writes;
         let wished = self.pending.values().filter_map(|pending| pending.wish.as_ref());
-        let spared: HashSet<FrontendKey> = wished.flat_map(|s| s.frontends.keys().copied()).collect();
+        let spared = frontends_of(wished);
         for frontend in self.orphans().collect::<Vec<_>>() {
             // a failure leaves it for the next call
             let _: Result<(), MapError> = self.delete_frontend(frontend);
         }
         let unclaimed = self.services.iter().filter(|(_, s)| s.key.is_none());
         for id in unclaimed.map(|(id, _)| id).collect::<Vec<_>>() {
-            let Some(service) = self.services.get(id) else {
-                continue;
-            };
-            let frontends = service.frontends.keys().filter(|f| !spared.contains(*f));
-            for frontend in frontends.copied().collect::<Vec<_>>() {
-                // a failure leaves the frontend for the next call: it still leads to a complete service
-                let _: Result<(), MapError> = self.delete_frontend(frontend);
-            }
-            if self.remove_service(id, now_ms).is_ok() && self.services.get(id).is_none() {
+            if self.remove_unclaimed(id, &spared, now_ms) {
                 outcome.applied += 1;
             }
         }
+        let kept = self.kept_backends(&[], &HashMap::new());
         for id in self.backends.take_unsettled() {
             // a failure is remembered and tried again by the next call of reconcile
-            let _: Result<(), MapError> = self.settle_backend(id, now_ms);
+            let _: Result<(), MapError> = self.settle_backend(id, &kept, now_ms);
         }
         // the same
         let _: Result<(), MapError> = self.settle_active();
         outcome.writes = self.writes - before;
         outcome.released = self.take_released();
         outcome
+    }
+
+    /// Removes a service that nobody claims, less the frontends that are spared. True if it is gone.
+    fn remove_unclaimed(&mut self, id: u32, spared: &HashSet<FrontendKey>, now_ms: u64) -> bool {
+        let Some(service) = self.services.get(id) else {
+            return false;
+        };
+        let frontends = service.frontends.keys().filter(|f| !spared.contains(*f));
+        for frontend in frontends.copied().collect::<Vec<_>>() {
+            // a failure leaves the frontend for the next call: it still leads to a complete service
+            let _: Result<(), MapError> = self.delete_frontend(frontend);
+        }
+        self.remove_service(id, now_ms).is_ok() && self.services.get(id).is_none()
     }
 
     /// True if [`Self::prune`] would find something to do.
@@ -407,6 +448,25 @@ impl<M: Maps> Programmer<M> {
         }
     }
 
+    /// Backends whose rows are kept for services that could not be programmed, though there is room for them: else a large
+    /// service would begin anew with each try.
+    fn kept_backends(
+        &self,
+        wished: &[(ServiceKey, Option<DesiredService>)],
+        failed: &HashMap<ServiceKey, ProgramError>,
+    ) -> HashSet<BackendKey> {
+        if failed.is_empty() && self.pending.is_empty() {
+            return HashSet::new();
+        }
+        let now = wished
+            .iter()
+            .filter(|(key, _)| failed.get(key).is_some_and(|error| !error.is_full()))
+            .filter_map(|(_, wish)| wish.as_ref());
+        let before = self.pending.values().filter(|pending| !pending.full);
+        let wishes = now.chain(before.filter_map(|pending| pending.wish.as_ref()));
+        wishes.flat_map(backends_of).collect()
+    }
+
     /// A service that is to be gone through again.
     fn want_again(&mut self, id: u32, key: &ServiceKey) {
         let Some(service) = self.services.get_mut(id) else {
@@ -426,6 +486,10 @@ impl<M: Maps> Programmer<M> {
         self.writes += 1;
         self.maps.write(write)
     }
+}
+
+fn frontends_of<'a>(services: impl Iterator<Item = &'a DesiredService>) -> HashSet<FrontendKey> {
+    services.flat_map(|s| s.frontends.keys().copied()).collect()
 }
 
 /// Only the last wish for each service.

@@ -46,6 +46,24 @@ impl<M: Maps> Programmer<M> {
         self.released.extend(gone);
     }
 
+    /// A service moved to another row: what was released with the old one and is not in the new one has left it.
+    pub(super) fn rename_released(&mut self, old_id: u32, key: &ServiceKey) {
+        let new = self
+            .services
+            .find(key)
+            .and_then(|id| Some((id, self.services.get(id)?)));
+        let (service_id, members) = match new {
+            Some((id, service)) => (id, service.members().map(Member::id).collect()),
+            None => (old_id, HashSet::new()),
+        };
+        self.released
+            .retain(|r| r.service_id != old_id || !members.contains(&r.id));
+        for released in self.released.iter_mut().filter(|r| r.service_id == old_id) {
+            released.service_id = service_id;
+            released.service = Some(key.clone());
+        }
+    }
+
     /// What left since the last call and has not come back, nor is in the service's other set.
     pub(super) fn take_released(&mut self) -> Vec<Released> {
         let mut released = std::mem::take(&mut self.released);

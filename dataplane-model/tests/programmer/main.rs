@@ -406,7 +406,7 @@ proptest! {
         while programmer.pending().next().is_some() {
             tries += 1;
             now += 500;
-            prop_assert!(tries < 2000, "does not converge");
+            prop_assert!(tries < 500, "does not converge");
             programmer.retry(now);
             prop_assert_eq!(&programmer.maps().broken, &None);
         }
