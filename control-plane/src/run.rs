@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::config::Config;
-use crate::controllers::endpointslice;
+use crate::controllers::{endpointslice, gc};
 use crate::pki::{self, Pki};
 use crate::resource::Allocator;
 use crate::server::{self, Api, Bootstrap};
@@ -99,7 +99,8 @@ impl ControlPlane {
             let (api, interval) = (Arc::clone(&api), Duration::from_secs(config.history_seconds));
             tasks.spawn(async move { api.compact_periodically(interval).await });
         }
-        tasks.spawn(endpointslice::run(client, stop.clone()));
+        tasks.spawn(endpointslice::run(client.clone(), stop.clone()));
+        tasks.spawn(gc::run(client, stop.clone()));
         tracing::info!(%url, kubeconfig = %kubeconfig.display(), "serving the Kubernetes API");
         Ok(Self {
             api,

@@ -37,7 +37,6 @@ const PARTLY: &[(&str, &str, &str, &[&str])] = &[
             "persistentvolumes/status",
             "pods/attach",
             "pods/ephemeralcontainers",
-            "pods/eviction",
             "pods/exec",
             "pods/log",
             "pods/portforward",

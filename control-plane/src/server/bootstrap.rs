@@ -64,7 +64,7 @@ impl Api {
             }
         };
         if stale {
-            self.remove(&slices, "kubernetes", &Options::default()).await?;
+            self.remove(&slices, "kubernetes", &Options::now()).await?;
         }
         // An API that only this machine can reach has no address that pods could use.
         let Some(ip) = bootstrap.advertised else {

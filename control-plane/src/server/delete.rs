@@ -2,14 +2,15 @@
 
 use bytes::Bytes;
 use http::Response;
+use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 
 use super::read::{self, Selector};
 use super::request::{self, View};
 use super::response::{self, Body};
 use super::route::Target;
-use super::{Api, Parts, codec, errors};
-use crate::error::ApiError;
+use super::{Api, Parts, codec, errors, write};
+use crate::error::{ApiError, Cause};
 use crate::resource::ResourceInfo;
 use crate::store::{Expect, Range, StoreError, Write};
 
@@ -17,12 +18,32 @@ const RETRIES: usize = 16;
 /// Namespaces that the cluster cannot be without.
 const IMMORTAL: [&str; 3] = ["default", "kube-public", "kube-system"];
 
+/// Finalizer of an object whose dependents go before it.
+pub(super) const FOREGROUND: &str = "foregroundDeletion";
+/// Finalizer of an object whose dependents are to stay without it.
+pub(super) const ORPHAN: &str = "orphan";
+
+/// What happens to the objects that an object owns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Propagation {
+    /// They go after it.
+    Background,
+    /// They go before it.
+    Foreground,
+    /// They stay.
+    Orphan,
+}
+
 /// `DeleteOptions`, from the body and the query.
 #[derive(Debug, Default)]
 pub(super) struct Options {
     dry_run: bool,
     uid: Option<String>,
     resource_version: Option<String>,
+    grace: Option<i64>,
+    propagation: Option<Propagation>,
+    /// `orphanDependents: false` was given, the old way to ask for background deletion.
+    cascade: bool,
 }
 
 impl Options {
@@ -37,16 +58,60 @@ impl Options {
         } else {
             request::decode(&request::content_type(parts.headers), &body)?.map_err(ApiError::bad_request)?
         };
+        Self::from_value(parts, &options)
+    }
+
+    fn from_value(parts: &Parts<'_>, options: &Value) -> Result<Self, ApiError> {
         let mut dry_run = parts.params.dry_run()?;
         for word in options["dryRun"].as_array().into_iter().flatten() {
             dry_run |= request::dry_run(word.as_str().unwrap_or_default())?;
         }
         let precondition = |field: &str| options["preconditions"][field].as_str().map(str::to_owned);
+        let word = |field: &str| options[field].as_str().unwrap_or_else(|| parts.params.get(field));
+        let orphan = match (&options["orphanDependents"], parts.params.get("orphanDependents")) {
+            (Value::Bool(orphan), _) => Some(*orphan),
+            (_, "") => None,
+            (_, text) => Some(text == "true" || text == "1"),
+        };
+        let grace = match &options["gracePeriodSeconds"] {
+            Value::Null => match parts.params.get("gracePeriodSeconds") {
+                "" => None,
+                text => Some(text.parse().map_err(|_| {
+                    ApiError::bad_request(format!(
+                        "invalid value for query parameter gracePeriodSeconds: {text:?} is not a number"
+                    ))
+                })?),
+            },
+            seconds => Some(seconds.as_i64().ok_or_else(|| {
+                ApiError::bad_request(format!(
+                    "gracePeriodSeconds is {seconds}, which is no whole number"
+                ))
+            })?),
+        };
         Ok(Self {
             dry_run,
             uid: precondition("uid"),
             resource_version: precondition("resourceVersion"),
+            grace,
+            propagation: propagation(word("propagationPolicy"), orphan)?,
+            cascade: orphan == Some(false),
         })
+    }
+
+    /// Deletes what the object owns as well, once it is gone.
+    pub(super) fn background() -> Self {
+        Self {
+            propagation: Some(Propagation::Background),
+            ..Self::default()
+        }
+    }
+
+    /// Deletes without waiting for anybody but finalizers.
+    pub(super) fn now() -> Self {
+        Self {
+            grace: Some(0),
+            ..Self::default()
+        }
     }
 
     fn check(&self, r: &ResourceInfo, name: &str, object: &Value) -> Result<(), ApiError> {
@@ -70,6 +135,27 @@ impl Options {
             }
         }
         Ok(())
+    }
+}
+
+fn propagation(policy: &str, orphan: Option<bool>) -> Result<Option<Propagation>, ApiError> {
+    let invalid = |cause: &Cause| Err(ApiError::invalid_options("DeleteOptions", cause));
+    match (policy, orphan) {
+        ("", None) => Ok(None),
+        ("", Some(true)) => Ok(Some(Propagation::Orphan)),
+        ("", Some(false)) | ("Background", None) => Ok(Some(Propagation::Background)),
+        ("Foreground", None) => Ok(Some(Propagation::Foreground)),
+        ("Orphan", None) => Ok(Some(Propagation::Orphan)),
+        (policy, None) => invalid(&Cause::not_supported(
+            "propagationPolicy",
+            &policy.into(),
+            &["Background", "Foreground", "Orphan"],
+        )),
+        (policy, Some(_)) => invalid(&Cause::invalid(
+            "propagationPolicy",
+            &policy.into(),
+            "orphanDependents and deletionPropagation cannot be both set",
+        )),
     }
 }
 
@@ -102,7 +188,11 @@ impl Api {
                 });
                 Ok(response::value(200, parts.accept, &status))
             }
-            Removed::Gone(object) | Removed::Marked(object) => read::answer_value(200, parts, r, object),
+            Removed::Gone(object) => read::answer_value(200, parts, r, object),
+            Removed::Marked(object) => {
+                let code = if options.cascade { 202 } else { 200 };
+                read::answer_value(code, parts, r, object)
+            }
         }
     }
 
@@ -151,6 +241,55 @@ impl Api {
         Ok(response::value(200, parts.accept, &list))
     }
 
+    /// How many seconds the object has to end by itself: pods that run do, nothing else does.
+    async fn grace(&self, r: &ResourceInfo, object: &Value, options: &Options) -> Result<i64, ApiError> {
+        if !r.is("", "Pod") || matches!(object["status"]["phase"].as_str(), Some("Failed" | "Succeeded")) {
+            return Ok(0);
+        }
+        let node = object["spec"]["nodeName"].as_str().unwrap_or_default();
+        if node.is_empty() || !self.runs_pods(node).await? {
+            return Ok(0);
+        }
+        let own = object["spec"]["terminationGracePeriodSeconds"]
+            .as_i64()
+            .unwrap_or(0);
+        let period = options.grace.unwrap_or(own);
+        Ok(if period < 0 { 1 } else { period })
+    }
+
+    /// Whether a node has an agent that ends pods and says so: one that has told its version. Pods of a node that was only
+    /// registered by hand would be held for ever.
+    async fn runs_pods(&self, node: &str) -> Result<bool, ApiError> {
+        let nodes = write::collection("", "nodes", "")?;
+        let Some(stored) = self.find(&nodes, node).await? else {
+            return Ok(false);
+        };
+        let node = codec::decode(nodes.resource, stored.revision, &stored.value)?;
+        let version = node["status"]["nodeInfo"]["kubeletVersion"].as_str();
+        Ok(version.is_some_and(|version| !version.is_empty()))
+    }
+
+    /// `pods/{name}/eviction`: deletes a pod as draining a node does.
+    pub(super) async fn evict(
+        &self,
+        parts: &Parts<'_>,
+        target: &Target,
+        name: &str,
+        eviction: &Value,
+    ) -> Result<Response<Body>, ApiError> {
+        let given = eviction["metadata"]["name"].as_str().unwrap_or_default();
+        if !given.is_empty() && given != name {
+            return Err(ApiError::bad_request(format!(
+                "name in URL does not match name in Eviction object: {name} and {given}"
+            )));
+        }
+        let options = Options::from_value(parts, &eviction["deleteOptions"])?;
+        self.remove(target, name, &options).await?;
+        let status =
+            json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201});
+        Ok(response::value(201, parts.accept, &status))
+    }
+
     /// Deletes one object, or marks it when something holds it.
     pub(super) async fn remove(
         &self,
@@ -167,16 +306,22 @@ impl Api {
             let stored = self.stored(target, name).await?;
             let mut object = codec::decode(r, stored.revision, &stored.value)?;
             options.check(r, name, &object)?;
-            let held = namespace
-                || object["metadata"]["finalizers"]
-                    .as_array()
-                    .is_some_and(|held| !held.is_empty());
-            if held && object["metadata"]["deletionTimestamp"].is_string() {
-                return Ok(Removed::Marked(object));
-            }
-            if held {
-                mark(&mut object, namespace, r.has_generation);
-            }
+            let held = if namespace {
+                if object["metadata"]["deletionTimestamp"].is_string() {
+                    return Ok(Removed::Marked(object));
+                }
+                object["metadata"]["deletionTimestamp"] = read::now().into();
+                object["status"]["phase"] = "Terminating".into();
+                true
+            } else {
+                let before = object.clone();
+                let grace = self.grace(r, &object, options).await?;
+                let held = mark(r, &mut object, options, grace);
+                if held && object == before {
+                    return Ok(Removed::Marked(object));
+                }
+                held
+            };
             let value = if held { Some(codec::encode(&object)?) } else { None };
             if options.dry_run {
                 return Ok(if held {
@@ -205,6 +350,9 @@ impl Api {
                         return Ok(Removed::Marked(object));
                     }
                     self.give_back(r, &object).await;
+                    if object["metadata"]["deletionTimestamp"].is_string() && r.namespaced {
+                        self.recheck_namespace(&target.namespace);
+                    }
                     return Ok(Removed::Gone(object));
                 }
                 Err(StoreError::Conflict { .. }) => {}
@@ -215,15 +363,76 @@ impl Api {
     }
 }
 
-fn mark(object: &mut Value, namespace: bool, has_generation: bool) {
-    object["metadata"]["deletionTimestamp"] = read::now().into();
-    if namespace {
-        object["status"]["phase"] = "Terminating".into();
-        return;
+/// Marks an object for deletion; false if nothing holds it and it can go at once (kube-apiserver `rest.BeforeDelete`,
+/// `deletionFinalizersForGarbageCollection`).
+fn mark(r: &ResourceInfo, object: &mut Value, options: &Options, grace: i64) -> bool {
+    finalizers(r, object, options);
+    let has_finalizers = object["metadata"]["finalizers"]
+        .as_array()
+        .is_some_and(|held| !held.is_empty());
+    let marked: Option<Timestamp> = object["metadata"]["deletionTimestamp"]
+        .as_str()
+        .and_then(|time| time.parse().ok());
+    if let Some(marked) = marked {
+        // The time can only be cut.
+        let pending = object["metadata"]["deletionGracePeriodSeconds"]
+            .as_i64()
+            .unwrap_or(0);
+        let wanted = options.grace.map_or(pending, |_| grace.min(pending));
+        if wanted < pending {
+            let cut = marked - SignedDuration::from_secs(pending.saturating_sub(wanted));
+            object["metadata"]["deletionTimestamp"] = read::timestamp(cut).into();
+            object["metadata"]["deletionGracePeriodSeconds"] = wanted.into();
+        }
+        return has_finalizers || wanted > 0;
     }
-    object["metadata"]["deletionGracePeriodSeconds"] = 0.into();
-    if has_generation && let Some(generation) = object["metadata"]["generation"].as_i64() {
+    if !has_finalizers && grace == 0 {
+        return false;
+    }
+    let end = Timestamp::now()
+        .checked_add(SignedDuration::from_secs(grace))
+        .unwrap_or(Timestamp::MAX);
+    object["metadata"]["deletionTimestamp"] = read::timestamp(end).into();
+    object["metadata"]["deletionGracePeriodSeconds"] = grace.into();
+    if r.has_generation
+        && let Some(generation) = object["metadata"]["generation"].as_i64()
+    {
         object["metadata"]["generation"] = generation.saturating_add(1).into();
+    }
+    true
+}
+
+/// Sets or clears the finalizers that tell the garbage collector what to do with dependents.
+fn finalizers(r: &ResourceInfo, object: &mut Value, options: &Options) {
+    let before: Vec<Value> = object["metadata"]["finalizers"]
+        .as_array()
+        .cloned()
+        .unwrap_or_default();
+    let has = |name: &str| before.iter().any(|finalizer| finalizer == name);
+    let policy = match options.propagation {
+        Some(policy) => policy,
+        None if has(ORPHAN) => Propagation::Orphan,
+        None if has(FOREGROUND) => Propagation::Foreground,
+        // Before there was a choice, this kind's pods stayed.
+        None if r.is("", "ReplicationController") => Propagation::Orphan,
+        None => Propagation::Background,
+    };
+    let wanted = match policy {
+        Propagation::Background => None,
+        Propagation::Foreground => Some(FOREGROUND),
+        Propagation::Orphan => Some(ORPHAN),
+    };
+    let mut after: Vec<Value> = before
+        .into_iter()
+        .filter(|finalizer| *finalizer != ORPHAN && *finalizer != FOREGROUND)
+        .collect();
+    after.extend(wanted.map(Value::from));
+    if let Some(metadata) = object["metadata"].as_object_mut() {
+        if after.is_empty() {
+            metadata.remove("finalizers");
+        } else {
+            metadata.insert("finalizers".into(), after.into());
+        }
     }
 }
 

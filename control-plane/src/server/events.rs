@@ -34,7 +34,7 @@ impl Api {
             };
             if last_seen(&event).is_some_and(|seen| seen < oldest) {
                 match self
-                    .remove(&Target::collection(r, namespace), name, &Options::default())
+                    .remove(&Target::collection(r, namespace), name, &Options::now())
                     .await
                 {
                     Ok(_) => {}

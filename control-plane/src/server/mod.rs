@@ -262,6 +262,14 @@ impl Api {
                 .map_err(ApiError::bad_request)?;
                 self.bind(parts, target, name, &binding).await
             }
+            ("create", Some(name), Some("eviction")) => {
+                let eviction = request::decode(
+                    &request::content_type(parts.headers),
+                    &request::read_body(body).await?,
+                )?
+                .map_err(ApiError::bad_request)?;
+                self.evict(parts, target, name, &eviction).await
+            }
             ("update", Some(name), subresource) => {
                 let object = self.read_object(parts, r, body).await?;
                 self.update(parts, target, name, subresource, object).await

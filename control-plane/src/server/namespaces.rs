@@ -116,7 +116,7 @@ impl Api {
         let mut left = 0;
         for item in page.items {
             let name = item.key.strip_prefix(&target.prefix()).unwrap_or_default();
-            match self.remove(target, name, &Options::default()).await {
+            match self.remove(target, name, &Options::background()).await {
                 Ok(Removed::Gone(_)) => {}
                 Ok(Removed::Marked(_)) => left += 1,
                 Err(error) if error.code == 404 => {}

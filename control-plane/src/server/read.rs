@@ -340,7 +340,12 @@ pub(super) fn metadata_only(object: &Value) -> Value {
 
 /// The present time as the API writes it.
 pub(super) fn now() -> String {
-    jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
+    timestamp(jiff::Timestamp::now())
+}
+
+/// A time as the API writes it.
+pub(super) fn timestamp(time: jiff::Timestamp) -> String {
+    time.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
 }
 
 fn write_list(

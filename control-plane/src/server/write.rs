@@ -98,7 +98,9 @@ fn text<'a>(object: &'a Value, field: &str) -> &'a str {
 /// Whether the object is marked for deletion and nothing holds it any more.
 fn released(object: &Value) -> bool {
     let metadata = &object["metadata"];
-    metadata["deletionTimestamp"].is_string() && metadata["finalizers"].as_array().is_none_or(Vec::is_empty)
+    metadata["deletionTimestamp"].is_string()
+        && metadata["finalizers"].as_array().is_none_or(Vec::is_empty)
+        && metadata["deletionGracePeriodSeconds"].as_i64().unwrap_or(0) == 0
 }
 
 impl Api {
