@@ -92,6 +92,10 @@ pub struct AgentArgs {
     /// Devices through which other hosts are reached, by name or as PREFIX*, between commas [default: those with a default route or an address of the Node, and tunnels]
     #[arg(long, value_delimiter = ',', value_name = "NAME")]
     devices: Vec<String>,
+    /// Open TCP connections through services that are remembered; what is beyond works, but shows the backend's address as
+    /// its peer and is not counted as open
+    #[arg(long, default_value_t = Sizes::default().sock_connections, value_parser = clap::value_parser!(u32).range(1..=MAX_ENTRIES))]
+    max_sock_connections: u32,
     /// How often the maps are compared with what they should hold and repaired, in seconds, give or take a tenth; 0: never
     #[arg(long, default_value_t = 3600, value_parser = clap::value_parser!(u32).range(0..=604_800))]
     audit_period: u32,
@@ -257,6 +261,7 @@ impl TryFrom<AgentArgs> for AgentConfig {
                 sock_origins: args.max_sock_origins,
                 conntrack: args.max_conntrack,
                 nat: args.max_nat,
+                sock_connections: args.max_sock_connections,
             },
             audit_period: Duration::from_secs(args.audit_period.into()),
             ebpf_log_level: args.ebpf_log_level as u8,

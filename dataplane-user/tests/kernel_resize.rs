@@ -21,6 +21,7 @@ const SMALL: Sizes = Sizes {
     sock_origins: 64,
     conntrack: 1024,
     nat: 1024,
+    sock_connections: 64,
 };
 const LARGE: Sizes = Sizes {
     services: 1000,
@@ -30,6 +31,7 @@ const LARGE: Sizes = Sizes {
     sock_origins: 5000,
     conntrack: 6000,
     nat: 7000,
+    sock_connections: 5000,
 };
 
 fn asked(sizes: Sizes) -> [u32; 4] {

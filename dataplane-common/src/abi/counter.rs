@@ -18,7 +18,8 @@ pub enum Counter {
     SlotRetry = 6,
     /// The origin of a datagram could not be recorded: its reply will show the backend's address.
     OriginLost = 7,
-    /// The socket's storage could not be made: `getpeername` will show the backend's address.
+    /// What a connected socket was translated from could not be kept: `getpeername` will show the backend's address, and the
+    /// connection counts as closed.
     StateLost = 8,
     /// Replies whose source was translated back.
     ReplyTranslated = 9,
@@ -62,7 +63,7 @@ pub enum Counter {
     PacketUnmasqueraded = 28,
     /// Events that the ring buffer had no room for.
     EventLost = 29,
-    /// Sockets left alone because their cgroup opts out.
+    /// Calls left alone because their network namespace opts out.
     OptedOut = 30,
 }
 

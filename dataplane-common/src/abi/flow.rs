@@ -173,7 +173,7 @@ pub struct Affinity {
     pub seen: u64,
     /// Row in `BACKENDS`.
     pub backend: u32,
-    /// The entry of `SLOTS` that named it.
+    /// A hint where to look for it: the entry of `SLOTS` that named it (packets), its place in the set (sockets).
     pub slot: u32,
 }
 

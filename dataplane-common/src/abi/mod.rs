@@ -24,7 +24,7 @@ pub use flow::{Affinity, AffinityKey, Flow, FlowKey, FragmentKey, FragmentPorts,
 pub use frontend::{FrontendKey, FrontendValue, frontend_class, frontend_flag, frontend_kind, protocol};
 pub use health::{BackendHealth, Event, event_kind};
 pub use service::{Service, ServiceStats, SetWord, Slot, SourceRangeKey, algorithm, service_flag};
-pub use socket::{SockFlow, SockOrigin, SockOriginKey, SockState};
+pub use socket::{NetnsAddrs, SockFlow, SockOrigin, SockOriginKey, SockState};
 
 /// Version of everything in this module. Pinned maps and links live in a directory that is named after it, so that a
 /// build with another layout never reads them.
@@ -47,7 +47,9 @@ pub mod map_name {
     pub const BACKEND_STATS: &str = "BACKEND_STATS";
     /// LRU hash: [`super::SockOriginKey`] to [`super::SockOrigin`].
     pub const SOCK_ORIGIN: &str = "SOCK_ORIGIN";
-    /// Socket storage: [`super::SockState`].
+    /// Hash: socket cookie (`u64`) of a TCP socket to [`super::SockState`].
+    pub const SOCK_CONN: &str = "SOCK_CONN";
+    /// Socket storage of UDP sockets: [`super::SockState`].
     pub const SOCK_STATE: &str = "SOCK_STATE";
     /// Socket storage: [`super::SockFlow`].
     pub const SOCK_FLOW: &str = "SOCK_FLOW";
@@ -75,16 +77,18 @@ pub mod map_name {
     pub const FRAGMENTS: &str = "FRAGMENTS";
     /// Ring buffer of [`super::Event`].
     pub const EVENTS: &str = "EVENTS";
-    /// Hash: cgroup id (`u64`) to `u32` (always 1): cgroups whose sockets are left alone.
+    /// Hash: cookie of a network namespace (`u64`) to `u32` (always 1): those whose sockets are left alone.
     pub const OPT_OUT: &str = "OPT_OUT";
+    /// Hash: cookie of a network namespace (`u64`) to [`super::NetnsAddrs`].
+    pub const NETNS_ADDRS: &str = "NETNS_ADDRS";
 }
 
 #[cfg(feature = "user")]
 mod pod {
     use super::{
         Addr, Affinity, AffinityKey, Backend, BackendHealth, BackendStats, Device, Event, Flow, FlowKey,
-        FragmentKey, FragmentPorts, FrontendKey, FrontendValue, NodeConfig, Service, ServiceStats, Slot,
-        SockFlow, SockOrigin, SockOriginKey, SockState, SourceRangeKey,
+        FragmentKey, FragmentPorts, FrontendKey, FrontendValue, NetnsAddrs, NodeConfig, Service,
+        ServiceStats, Slot, SockFlow, SockOrigin, SockOriginKey, SockState, SourceRangeKey,
     };
 
     macro_rules! pod {
@@ -108,6 +112,7 @@ mod pod {
         FragmentPorts,
         FrontendKey,
         FrontendValue,
+        NetnsAddrs,
         NodeConfig,
         Service,
         ServiceStats,

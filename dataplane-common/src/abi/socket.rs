@@ -2,8 +2,8 @@ use core::mem::offset_of;
 
 use super::{Addr, BePort};
 
-/// Value of `SOCK_STATE`, the socket's own storage: how a connected socket was translated. It goes with the socket, so it
-/// is never evicted, and its end is how closed connections are counted.
+/// Value of `SOCK_CONN` (TCP) and of `SOCK_STATE`, the socket's own storage (UDP): how a connected socket was translated. It
+/// goes with the socket, so it is never evicted, and its end is how closed connections are counted.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct SockState {
@@ -99,8 +99,8 @@ pub struct SockFlow {
     pub service: u32,
     /// Row in `BACKENDS`; 0: none yet.
     pub backend: u32,
-    /// The entry of `SLOTS` that named it.
-    pub slot: u32,
+    /// Its place in the set, where it is known: a hint.
+    pub place: u32,
 }
 
 const _: () = {
@@ -110,5 +110,21 @@ const _: () = {
     assert!(offset_of!(SockFlow, pad) == 18);
     assert!(offset_of!(SockFlow, service) == 20);
     assert!(offset_of!(SockFlow, backend) == 24);
-    assert!(offset_of!(SockFlow, slot) == 28);
+    assert!(offset_of!(SockFlow, place) == 28);
+};
+
+/// Value of `NETNS_ADDRS`, by network namespace cookie: the addresses that its sockets call from, for source ranges.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct NetnsAddrs {
+    /// IPv4 address (IPv4-mapped); all zero if there is none.
+    pub v4: Addr,
+    /// IPv6 address; all zero if there is none.
+    pub v6: Addr,
+}
+
+const _: () = {
+    assert!(size_of::<NetnsAddrs>() == 32 && align_of::<NetnsAddrs>() == 4);
+    assert!(offset_of!(NetnsAddrs, v4) == 0);
+    assert!(offset_of!(NetnsAddrs, v6) == 16);
 };

@@ -4,6 +4,7 @@
     reason = "by value they would be copied on the 512-byte stack"
 )]
 
+pub mod access;
 pub mod frontend;
 
 use core::arch::asm;
@@ -15,12 +16,16 @@ use aya_ebpf::helpers::generated::{bpf_get_socket_cookie, bpf_set_retval, bpf_sk
 use aya_ebpf::programs::{SockAddrContext, SockContext};
 use aya_log_ebpf::debug;
 use dataplane_common::abi::{
-    BackendStats, Counter, FrontendKey, NO_ID, SockOrigin, SockOriginKey, SockState, frontend_class,
+    BackendStats, Counter, FrontendKey, NO_ID, Service, SockOrigin, SockOriginKey, SockState, frontend_class,
+    protocol,
 };
 
-use crate::choose::{Choice, again, random};
-use crate::context::{Family, address, port, protocol, rewrite};
-use crate::maps::{BACKEND_STATS, BACKENDS, HAVE_SET_RETVAL, SOCK_FLOW, SOCK_ORIGIN, SOCK_STATE, count};
+use self::frontend::Frontend;
+use crate::choose::{Caller, Choice, again, for_connection, service_row};
+use crate::context::{self, Family, address, port, rewrite};
+use crate::maps::{
+    BACKEND_STATS, BACKENDS, HAVE_SET_RETVAL, SOCK_CONN, SOCK_FLOW, SOCK_ORIGIN, SOCK_STATE, count,
+};
 
 /// Verdict of a cgroup hook: go on.
 pub const ALLOW: i32 = 1;
@@ -34,7 +39,7 @@ fn key(ctx: &SockAddrContext, family: Family) -> FrontendKey {
     FrontendKey {
         addr: address(ctx, family),
         port: port(ctx),
-        protocol: protocol(ctx),
+        protocol: context::protocol(ctx),
         class: frontend_class::ADDRESS,
     }
 }
@@ -79,50 +84,135 @@ fn closed(state: &mut SockState) {
     }
 }
 
+/// How the socket is translated, null if it is not. `udp` is known where the verifier looks: only one way is left of each
+/// program that is for one protocol.
+#[inline(always)]
+fn state(ctx: &SockAddrContext, udp: bool) -> *mut SockState {
+    if udp {
+        // SAFETY: without a value the call only looks the storage up.
+        unsafe { SOCK_STATE.get_ptr_mut(ctx) }
+    } else {
+        SOCK_CONN.get_ptr_mut(&cookie(ctx)).unwrap_or(ptr::null_mut())
+    }
+}
+
+impl Caller for SockAddrContext {
+    #[inline(always)]
+    fn flow(&self) -> u64 {
+        cookie(self)
+    }
+
+    #[inline(always)]
+    fn client(&self) -> u64 {
+        access::netns(self)
+    }
+}
+
+/// What becomes of a call to a frontend.
+enum Admitted {
+    /// It goes to a backend of the service.
+    Service(*const Service),
+    /// It is left alone.
+    Untouched,
+    /// It fails.
+    Refused(Counter),
+}
+
+#[inline(always)]
+fn admit(ctx: &SockAddrContext, front: Frontend, key: &FrontendKey) -> Admitted {
+    if access::opted_out(ctx) {
+        count(Counter::OptedOut);
+        return Admitted::Untouched;
+    }
+    if front.is_unknown_port() {
+        return Admitted::Refused(Counter::UnknownPort);
+    }
+    let Some(row) = service_row(front.service()) else {
+        return Admitted::Refused(Counter::BadService);
+    };
+    if front.has_source_ranges() {
+        match access::entry(ctx, row, &key.addr) {
+            access::Entry::Open => {}
+            access::Entry::Denied => return Admitted::Refused(Counter::Denied),
+            // The packet shows its source, and the ranges are checked there.
+            access::Entry::Unknown => return Admitted::Untouched,
+        }
+    }
+    Admitted::Service(row)
+}
+
 /// `connect4`, `connect6`: TCP, and UDP that wants a fixed peer.
 #[inline(always)]
 pub fn connect(ctx: &SockAddrContext, family: Family) -> i32 {
     let key = key(ctx, family);
     let front = frontend::find(ctx, &key);
     if front.is_none() {
-        // SAFETY: without a value the call only looks the storage up.
-        let state = unsafe { SOCK_STATE.get_ptr_mut(ctx) };
-        if !state.is_null() {
-            // SAFETY: not null, so it is this socket's storage, and the socket is locked.
-            closed(unsafe { &mut *state });
+        // A UDP socket may have been connected to a frontend before. So may a TCP socket, by a connect that failed; but
+        // looking for that would cost every direct connection more than it is worth: it counts as open until its end.
+        if key.protocol == protocol::UDP {
+            let state = state(ctx, true);
+            if !state.is_null() {
+                // SAFETY: not null, so it is this socket's state, and the socket is locked.
+                closed(unsafe { &mut *state });
+            }
         }
         return ALLOW;
     }
-    if front.is_unknown_port() {
-        return refuse(ctx, Counter::UnknownPort);
-    }
-    let (service, internal) = (front.service(), front.is_internal());
-    let choice = match random(service, internal) {
+    let row = match admit(ctx, front, &key) {
+        Admitted::Service(row) => row,
+        Admitted::Untouched => return ALLOW,
+        Admitted::Refused(reason) => return refuse(ctx, reason),
+    };
+    let choice = match for_connection(row, front.service(), front.is_internal(), ctx) {
         Ok(choice) => choice,
         Err(reason) => return refuse(ctx, reason),
     };
     if !rewrite(ctx, family, choice.addr(), choice.port()) {
         return refuse(ctx, Counter::BadBackend);
     }
-    remember_connection(ctx, &key, &choice);
-    count(Counter::Connected);
     // SAFETY: field address within the entry.
     add(|stats| unsafe { &raw const (*stats).connections }, choice.backend);
-    debug!(ctx, "service {} to backend {}", service, choice.backend);
+    if !remember_connection(ctx, &key, &choice) {
+        count(Counter::StateLost);
+        // its end will not be seen
+        // SAFETY: as above.
+        add(|stats| unsafe { &raw const (*stats).closed }, choice.backend);
+    }
+    count(Counter::Connected);
+    debug!(ctx, "service {} to backend {}", choice.service, choice.backend);
     ALLOW
 }
 
+/// False if the connection cannot be remembered.
 #[inline(always)]
-fn remember_connection(ctx: &SockAddrContext, key: &FrontendKey, choice: &Choice) {
-    // SAFETY: creates this socket's storage, zeroed, or finds it.
-    let state = unsafe { SOCK_STATE.get_or_insert_ptr_mut(ctx, None) };
-    if state.is_null() {
-        count(Counter::StateLost);
-        return;
+fn remember_connection(ctx: &SockAddrContext, key: &FrontendKey, choice: &Choice) -> bool {
+    if key.protocol == protocol::UDP {
+        // SAFETY: creates this socket's storage, zeroed, or finds it.
+        let state = unsafe { SOCK_STATE.get_or_insert_ptr_mut(ctx, None) };
+        if state.is_null() {
+            return false;
+        }
+        // SAFETY: not null, so it is this socket's storage, and the socket is locked.
+        let state = unsafe { &mut *state };
+        closed(state);
+        fill(state, key, choice);
+        return true;
     }
-    // SAFETY: not null, so it is this socket's storage, and the socket is locked.
-    let state = unsafe { &mut *state };
-    closed(state);
+    let cookie = cookie(ctx);
+    if let Some(state) = SOCK_CONN.get_ptr_mut(&cookie) {
+        // SAFETY: this socket's state, and the socket is locked.
+        let state = unsafe { &mut *state };
+        closed(state);
+        fill(state, key, choice);
+        return true;
+    }
+    let mut state = SockState::default();
+    fill(&mut state, key, choice);
+    SOCK_CONN.insert(&cookie, &state, u64::from(BPF_ANY)).is_ok()
+}
+
+#[inline(always)]
+fn fill(state: &mut SockState, key: &FrontendKey, choice: &Choice) {
     state.addr = key.addr;
     state.port = key.port;
     state.service = choice.service;
@@ -141,9 +231,11 @@ pub fn sendmsg(ctx: &SockAddrContext, family: Family) -> i32 {
     if front.is_none() {
         return ALLOW;
     }
-    if front.is_unknown_port() {
-        return refuse(ctx, Counter::UnknownPort);
-    }
+    let row = match admit(ctx, front, &key) {
+        Admitted::Service(row) => row,
+        Admitted::Untouched => return ALLOW,
+        Admitted::Refused(reason) => return refuse(ctx, reason),
+    };
     let (service, internal) = (front.service(), front.is_internal());
     // SAFETY: creates this socket's storage, zeroed, or finds it.
     let flow = unsafe { SOCK_FLOW.get_or_insert_ptr_mut(ctx, None) };
@@ -156,12 +248,12 @@ pub fn sendmsg(ctx: &SockAddrContext, family: Family) -> i32 {
             && before.addr.same(&key.addr)
             && before.port == key.port
         {
-            kept = again(service, internal, before.backend, before.slot);
+            kept = again(service, internal, before.backend, before.place);
         }
     }
     let choice = match kept {
         Some(choice) => choice,
-        None => match random(service, internal) {
+        None => match for_connection(row, service, internal, ctx) {
             Ok(choice) => choice,
             Err(reason) => return refuse(ctx, reason),
         },
@@ -177,7 +269,7 @@ pub fn sendmsg(ctx: &SockAddrContext, family: Family) -> i32 {
         flow.port = key.port;
         flow.service = service;
         flow.backend = choice.backend;
-        flow.slot = choice.slot;
+        flow.place = choice.place;
     }
     remember_origin(ctx, &key, &choice);
     count(Counter::DatagramTranslated);
@@ -225,7 +317,7 @@ fn remember_origin(ctx: &SockAddrContext, key: &FrontendKey, choice: &Choice) {
 /// `recvmsg4`, `recvmsg6`: the source of a received datagram becomes the frontend that the application knows.
 #[inline(always)]
 pub fn recvmsg(ctx: &SockAddrContext, family: Family) -> i32 {
-    if peer(ctx, family) {
+    if peer(ctx, family, true) {
         count(Counter::ReplyTranslated);
         return ALLOW;
     }
@@ -252,19 +344,18 @@ pub fn recvmsg(ctx: &SockAddrContext, family: Family) -> i32 {
 /// `getpeername4`, `getpeername6`: the peer of a connected socket is the frontend that the application connected to.
 #[inline(always)]
 pub fn getpeername(ctx: &SockAddrContext, family: Family) -> i32 {
-    peer(ctx, family);
+    peer(ctx, family, context::protocol(ctx) == protocol::UDP);
     ALLOW
 }
 
 /// If the address in the context is the backend that this socket was connected to, shows the frontend instead.
 #[inline(always)]
-fn peer(ctx: &SockAddrContext, family: Family) -> bool {
-    // SAFETY: without a value the call only looks the storage up.
-    let state = unsafe { SOCK_STATE.get_ptr_mut(ctx) };
+fn peer(ctx: &SockAddrContext, family: Family, udp: bool) -> bool {
+    let state = state(ctx, udp);
     if state.is_null() {
         return false;
     }
-    // SAFETY: not null, so it is this socket's storage.
+    // SAFETY: not null, so it is this socket's state.
     let state = unsafe { &*state };
     state.backend != NO_ID
         && state.backend_addr.same(&address(ctx, family))
@@ -275,12 +366,24 @@ fn peer(ctx: &SockAddrContext, family: Family) -> bool {
 /// `sock_release`: the last descriptor of a socket is closed, also by the end of its process.
 #[inline(always)]
 pub fn release(ctx: &SockContext) -> i32 {
-    let map = (&raw const SOCK_STATE).cast_mut().cast();
-    // SAFETY: for this hook the kernel takes the context itself as the socket; a null value only looks up.
-    let state = unsafe { bpf_sk_storage_get(map, ctx.sock.cast(), ptr::null_mut(), 0) };
-    if !state.is_null() {
-        // SAFETY: not null, so it is this socket's storage, a `SockState`.
-        closed(unsafe { &mut *state.cast::<SockState>() });
+    // SAFETY: the context is the socket; a 4-byte field of it.
+    let number = unsafe { (&raw const (*ctx.sock).protocol).read_volatile() };
+    if number == u32::from(protocol::UDP) {
+        let map = (&raw const SOCK_STATE).cast_mut().cast();
+        // SAFETY: for this hook the kernel takes the context itself as the socket; a null value only looks up.
+        let state = unsafe { bpf_sk_storage_get(map, ctx.sock.cast(), ptr::null_mut(), 0) };
+        if !state.is_null() {
+            // SAFETY: not null, so it is this socket's storage, a `SockState`.
+            closed(unsafe { &mut *state.cast::<SockState>() });
+        }
+        return ALLOW;
+    }
+    // SAFETY: the context is valid for the helper.
+    let cookie = unsafe { bpf_get_socket_cookie(ctx.sock.cast()) };
+    if let Some(state) = SOCK_CONN.get_ptr_mut(&cookie) {
+        // SAFETY: this socket's state, which nobody else uses any more.
+        closed(unsafe { &mut *state });
+        let _ = SOCK_CONN.remove(&cookie);
     }
     ALLOW
 }

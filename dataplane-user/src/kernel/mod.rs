@@ -52,6 +52,8 @@ pub struct Sizes {
     pub conntrack: u32,
     /// Masquerade entries of the packet programs, two for each masqueraded flow.
     pub nat: u32,
+    /// Open TCP connections through services.
+    pub sock_connections: u32,
 }
 
 impl Default for Sizes {
@@ -66,6 +68,7 @@ impl Default for Sizes {
             sock_origins: 16_384,
             conntrack: 131_072,
             nat: 65_536,
+            sock_connections: 131_072,
         }
     }
 }

@@ -7,17 +7,18 @@ use std::sync::atomic::Ordering;
 
 use aya::Pod;
 use aya::maps::{HashMap, Map, MapData, MapError};
-use dataplane_common::abi::{Addr, NodeConfig, Range, config_flag, map_name};
+use dataplane_common::abi::{Addr, NetnsAddrs, NodeConfig, Range, config_flag, map_name};
 
 use super::arrays::MappedArray;
 use super::{KernelError, open_map};
 
-/// Writes `CONFIG`, `NODE_ADDRS` and `OPT_OUT`. The programs see a change at once.
+/// Writes `CONFIG`, `NODE_ADDRS`, `OPT_OUT` and `NETNS_ADDRS`. The programs see a change at once.
 #[derive(Debug)]
 pub struct NodeTables {
     config: MappedArray<NodeConfig>,
     addrs: HashMap<MapData, Addr, u32>,
     opt_out: HashMap<MapData, u64, u32>,
+    netns_addrs: HashMap<MapData, u64, NetnsAddrs>,
 }
 
 impl NodeTables {
@@ -26,6 +27,7 @@ impl NodeTables {
             config: MappedArray::open(pin_dir, map_name::CONFIG)?,
             addrs: hash(pin_dir, map_name::NODE_ADDRS)?,
             opt_out: hash(pin_dir, map_name::OPT_OUT)?,
+            netns_addrs: hash(pin_dir, map_name::NETNS_ADDRS)?,
         })
     }
 
@@ -80,22 +82,31 @@ impl NodeTables {
         update(&mut self.addrs, wanted).map_err(fail(map_name::NODE_ADDRS))
     }
 
-    /// Leaves the sockets of processes alone that are in these cgroups (ids: inode numbers of their directories) or
-    /// below them, when they connect or send from now on.
+    /// Leaves the sockets of these network namespaces alone (`SO_NETNS_COOKIE`) when they connect or send from now on.
     ///
     /// # Errors
     ///
     /// If the map is full, or the kernel refuses.
-    pub fn set_opt_out(&mut self, cgroups: &BTreeSet<u64>) -> Result<(), KernelError> {
-        let wanted = cgroups.iter().map(|id| (*id, 1)).collect();
+    pub fn set_opt_out(&mut self, cookies: &BTreeSet<u64>) -> Result<(), KernelError> {
+        let wanted = cookies.iter().map(|id| (*id, 1)).collect();
         update(&mut self.opt_out, &wanted).map_err(fail(map_name::OPT_OUT))?;
         let mut config = self.config();
         config.flags &= !config_flag::OPT_OUT;
-        if !cgroups.is_empty() {
+        if !cookies.is_empty() {
             config.flags |= config_flag::OPT_OUT;
         }
         self.store(&config);
         Ok(())
+    }
+
+    /// Makes `NETNS_ADDRS` hold exactly these addresses by cookie of the network namespace (`SO_NETNS_COOKIE`): with them,
+    /// source ranges judge the sockets of each.
+    ///
+    /// # Errors
+    ///
+    /// If the map is full, or the kernel refuses.
+    pub fn set_netns_addrs(&mut self, wanted: &BTreeMap<u64, NetnsAddrs>) -> Result<(), KernelError> {
+        update(&mut self.netns_addrs, wanted).map_err(fail(map_name::NETNS_ADDRS))
     }
 }
 
@@ -140,11 +151,11 @@ fn hash<K: Pod, V: Pod>(pin_dir: &Path, name: &'static str) -> Result<HashMap<Ma
         .map_err(fail(name))
 }
 
-fn update<K: Pod + Ord>(
-    map: &mut HashMap<MapData, K, u32>,
-    wanted: &BTreeMap<K, u32>,
+fn update<K: Pod + Ord, V: Pod + PartialEq>(
+    map: &mut HashMap<MapData, K, V>,
+    wanted: &BTreeMap<K, V>,
 ) -> Result<(), MapError> {
-    let found: BTreeMap<K, u32> = map.iter().collect::<Result<_, _>>()?;
+    let found: BTreeMap<K, V> = map.iter().collect::<Result<_, _>>()?;
     for (key, value) in wanted {
         if found.get(key) != Some(value) {
             map.insert(key, value, 0)?;

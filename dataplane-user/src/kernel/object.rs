@@ -3,8 +3,8 @@
 use aya::maps::MapType;
 use dataplane_common::abi::{
     Addr, Affinity, AffinityKey, Backend, BackendHealth, BackendStats, COUNTERS, Device, Flow, FlowKey,
-    FragmentKey, FragmentPorts, FrontendKey, FrontendValue, NodeConfig, Service, ServiceStats, Slot,
-    SockFlow, SockOrigin, SockOriginKey, SockState, SourceRangeKey, map_name,
+    FragmentKey, FragmentPorts, FrontendKey, FrontendValue, NetnsAddrs, NodeConfig, Service, ServiceStats,
+    Slot, SockFlow, SockOrigin, SockOriginKey, SockState, SourceRangeKey, map_name,
 };
 
 use super::Sizes;
@@ -55,7 +55,7 @@ const fn spec<K, V>(name: &'static str, kind: MapType, flags: u32) -> MapSpec {
 }
 
 /// Every map that is pinned, with the sizes of the Rust types.
-pub const MAPS: [MapSpec; 21] = [
+pub const MAPS: [MapSpec; 23] = [
     spec::<FrontendKey, FrontendValue>(map_name::FRONTENDS, MapType::Hash, F_NO_PREALLOC),
     spec::<u32, Service>(map_name::SERVICES, MapType::Array, F_MMAPABLE),
     spec::<u32, Slot>(map_name::SLOTS, MapType::Array, F_MMAPABLE),
@@ -70,7 +70,9 @@ pub const MAPS: [MapSpec; 21] = [
     // a ring buffer has neither keys nor values
     spec::<(), ()>(map_name::EVENTS, MapType::RingBuf, 0),
     spec::<u64, u32>(map_name::OPT_OUT, MapType::Hash, F_NO_PREALLOC),
+    spec::<u64, NetnsAddrs>(map_name::NETNS_ADDRS, MapType::Hash, F_NO_PREALLOC),
     spec::<SockOriginKey, SockOrigin>(map_name::SOCK_ORIGIN, MapType::LruHash, 0),
+    spec::<u64, SockState>(map_name::SOCK_CONN, MapType::Hash, F_NO_PREALLOC),
     spec::<u32, SockState>(map_name::SOCK_STATE, MapType::SkStorage, F_NO_PREALLOC),
     spec::<u32, SockFlow>(map_name::SOCK_FLOW, MapType::SkStorage, F_NO_PREALLOC),
     spec::<u32, Device>(map_name::DEVICES, MapType::Hash, F_NO_PREALLOC),
@@ -88,6 +90,7 @@ pub(super) fn specs(sizes: Sizes) -> Vec<MapSpec> {
         map_name::SLOTS => Some(sizes.slots),
         map_name::BACKENDS | map_name::BACKEND_STATS | map_name::BACKEND_HEALTH => Some(sizes.backends),
         map_name::SOCK_ORIGIN => Some(sizes.sock_origins),
+        map_name::SOCK_CONN => Some(sizes.sock_connections),
         map_name::CONNTRACK => Some(sizes.conntrack),
         map_name::NAT => Some(sizes.nat),
         map_name::COUNTERS => u32::try_from(COUNTERS.len()).ok(),

@@ -300,7 +300,7 @@ impl Resize {
                 new: RawMap::open(&self.pin_dir.join(READY).join(name))?,
                 known: HashSet::new(),
             };
-            if pair.old.is_lru() {
+            if pair.old.is_lru() || name == map_name::SOCK_CONN {
                 pairs.push(pair);
             }
         }

@@ -49,6 +49,7 @@ impl Place {
             sock_origins: 64,
             conntrack: 4096,
             nat: 4096,
+            sock_connections: 1024,
         };
         Self {
             config: Config {

@@ -120,6 +120,19 @@ impl Plane {
         counters.iter().find(|(n, _)| *n == name).unwrap().1
     }
 
+    /// Backends 1 to `count` on loopback, which accept connections and close them.
+    pub(crate) fn servers(&mut self, count: u32) -> Vec<SocketAddr> {
+        (1..=count)
+            .map(|id| {
+                let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+                let addr = listener.local_addr().unwrap();
+                self.backend(id, addr, Protocol::Tcp);
+                std::thread::spawn(move || listener.incoming().for_each(drop));
+                addr
+            })
+            .collect()
+    }
+
     pub(crate) fn connections(&self, backend: u32) -> u64 {
         self.kernel.stats().unwrap().get(backend).unwrap().connections
     }
