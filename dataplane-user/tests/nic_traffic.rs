@@ -291,6 +291,52 @@ fn policy_local_keeps_the_client_and_drops_without_a_local_backend() {
     }
 }
 
+/// Packets between namespaces carry no checksums; with `checksums`, the node's side computes them when the answers leave,
+/// so that the client checks them.
+fn services_without_endpoints_reject(checksums: bool) {
+    let mut scene = Scene::new(None);
+    if checksums {
+        assert_eq!(scene.node.python().ask("checksum_in_software('wan')"), "None");
+    }
+    for family in &FAMILIES {
+        scene.serve(family, &[], 0);
+        let frontends = Scene::frontends(family);
+        let unknown = (family.cluster_ip, 8081);
+        for (address, port) in frontends.into_iter().chain([unknown]) {
+            for protocol in ["tcp", "udp"] {
+                let answer = scene.ask(protocol, address, port);
+                assert_eq!(answer, "ECONNREFUSED", "{protocol} {address}:{port}");
+            }
+        }
+        // no service has it
+        let nobody = family.cluster_ip.replace(":1", ":99").replace(".1", ".99");
+        let ask = format!("tcp('{nobody}', 8080, timeout=0.3)");
+        assert_eq!(scene.client.ask(&ask), "TIMEOUT", "{nobody}");
+    }
+    // an error that comes while the client still connects is not heard, and it tries again
+    let (no_backend, unknown) = (
+        scene.plane.counter("no_backend"),
+        scene.plane.counter("unknown_port"),
+    );
+    assert!(
+        no_backend >= 2 * 5 * 2 && unknown >= 2 * 2,
+        "{no_backend} {unknown}"
+    );
+    assert_eq!(scene.plane.counter("rejected"), no_backend + unknown);
+    assert!(scene.plane.counter("unknown_address") >= 2);
+    assert_eq!(scene.plane.counter("store_failed"), 0);
+}
+
+#[test]
+fn services_without_endpoints_reject_between_namespaces() {
+    services_without_endpoints_reject(false);
+}
+
+#[test]
+fn services_without_endpoints_reject_with_checksums() {
+    services_without_endpoints_reject(true);
+}
+
 #[test]
 fn connections_outlive_their_frontend_and_programs_are_replaced_under_them() {
     let mut scene = Scene::new(None);

@@ -24,6 +24,26 @@ pub const fn word(bytes: [u8; 2]) -> u32 {
     u16::from_ne_bytes(bytes) as u32
 }
 
+/// A sum with one more word, or another sum, in it.
+#[inline(always)]
+#[must_use]
+pub const fn add(sum: u32, more: u32) -> u32 {
+    difference(sum, u32::MAX, more)
+}
+
+/// The value of a checksum field that computing the checksum over the field's own value gives again, where `sum` is the
+/// sum of everything else. A packet with this value stays as it is whether or not something later puts a checksum there
+/// that is computed over the bytes as they are.
+///
+/// With the field `v`, the checksum is `!(sum + v)`, so that `2 v = !sum`; modulo 65,535, halving is a rotation by one bit.
+#[inline(always)]
+#[must_use]
+pub const fn settled(sum: u32) -> u16 {
+    let field = (!fold(sum)).rotate_right(1);
+    // 0 says in UDP that there is none, and what computes it writes this instead
+    if field == 0 { u16::MAX } else { field }
+}
+
 /// Folds a sum to 16 bits.
 #[inline(always)]
 #[must_use]
@@ -46,7 +66,7 @@ pub fn sum(start: u32, bytes: &[u8]) -> u32 {
     let (pairs, rest) = bytes.as_chunks::<2>();
     let last = rest.first().map(|byte| [*byte, 0]);
     let words = pairs.iter().copied().chain(last);
-    words.fold(start, |sum, pair| difference(sum, u32::MAX, word(pair)))
+    words.fold(start, |sum, pair| add(sum, word(pair)))
 }
 
 #[cfg(test)]
@@ -81,6 +101,13 @@ mod tests {
             // 0 and 0xffff are the same number: RFC 1624 3
             let normal = |field: u16| if field == 0xffff { 0 } else { field };
             prop_assert_eq!(normal(apply(field, change)), normal(expected));
+        }
+
+        #[test]
+        fn a_settled_field_is_what_is_computed_over_it(bytes in proptest::collection::vec(any::<u8>(), 0..60)) {
+            let field = settled(sum(0, &bytes));
+            let computed = !fold(add(sum(0, &bytes), u32::from(field)));
+            prop_assert_eq!(if computed == 0 { u16::MAX } else { computed }, field);
         }
 
         #[test]

@@ -168,6 +168,11 @@ def udp(ip, port, text='hello', timeout=3, source=0):
             got = s.recv(65536).decode()
             return got if len(got) < 200 else len(got)
     return told(f)
+def checksum_in_software(device):
+    import array, fcntl, struct
+    off = array.array('B', struct.pack('II', 0x17, 0)) # ETHTOOL_STXCSUM
+    request = struct.pack('16sP', device.encode(), off.buffer_info()[0])
+    with socket.socket() as s: fcntl.ioctl(s, 0x8946, request) # SIOCETHTOOL
 for code in sys.stdin:
     try: r = eval(code)
     except Exception as e: r = repr(e)
