@@ -8,15 +8,19 @@ use dataplane_model::Model;
 use dataplane_model::program::{FakeMaps, FaultyMaps, Maps, Programmer, SetKind, Write};
 use serde_json::json;
 
+/// A table, source ranges and affinity.
+fn rich() -> serde_json::Value {
+    json!({
+        "metadata": {"annotations": {"beeline.dev/algorithm": "maglev"}},
+        "spec": {"loadBalancerSourceRanges": ["192.0.2.0/24", "198.51.100.0/24"], "sessionAffinity": "ClientIP"},
+    })
+}
+
 /// Two services with two and one endpoints.
 fn programmed() -> Programmer<FakeMaps> {
     let mut model = Model::new("n");
     for event in [
-        common::service(
-            "a",
-            "10.96.0.1",
-            &json!({"spec": {"internalTrafficPolicy": "Cluster"}}),
-        ),
+        common::service("a", "10.96.0.1", &rich()),
         common::service("b", "10.96.0.2", &json!({})),
         common::slice("a-1", "a", &common::ready(&["10.0.0.1", "10.0.0.2"]), &json!({})),
         common::slice("b-1", "b", &common::ready(&["10.0.0.3"]), &json!({})),
@@ -38,18 +42,30 @@ fn services(maps: &(impl Maps + ?Sized)) -> Vec<(FrontendKey, FrontendValue)> {
 
 /// Everything that a program in the kernel can reach, by address of the frontend.
 fn reachable(maps: &impl Maps) -> Vec<(FrontendKey, u8, u32, Vec<String>)> {
+    for key in maps.source_ranges().unwrap() {
+        let known = |(_, value): &(FrontendKey, FrontendValue)| {
+            maps.service(value.service).unwrap().source_ranges == key.ranges
+        };
+        assert!(services(maps).iter().any(known), "a range that nobody asks for");
+    }
     let mut out: Vec<_> = services(maps)
         .into_iter()
         .map(|(key, value)| {
             let row = maps.service(value.service).unwrap();
-            let slots = row.cluster.base()..row.cluster.base() + row.cluster.count();
-            let backends = slots.map(|index| {
-                let slot = maps.slot(index).unwrap();
-                assert_eq!(slot.service(), value.service);
-                let backend = maps.backend(slot.backend()).unwrap();
-                format!("{}:{} {}", backend.addr, backend.port, backend.state)
-            });
-            (key, value.kind, row.algorithm, backends.collect())
+            let read = |word: SetWord| {
+                let slots = word.base()..word.base() + word.count();
+                slots.map(|index| {
+                    let slot = maps.slot(index).unwrap();
+                    assert_eq!(slot.service(), value.service);
+                    let backend = maps.backend(slot.backend()).unwrap();
+                    format!("{}:{} {}", backend.addr, backend.port, backend.state)
+                })
+            };
+            let ranges = maps.source_ranges().unwrap();
+            let ranges = ranges.iter().filter(|range| range.ranges == row.source_ranges);
+            let access = format!("{} s, {} ranges", row.affinity_seconds, ranges.count());
+            let all = read(row.cluster).chain(read(row.maglev)).chain([access]);
+            (key, value.kind, row.algorithm, all.collect())
         })
         .collect();
     out.sort();
@@ -131,7 +147,70 @@ const DAMAGE: &[Damage] = &[
             })
             .unwrap();
         },
-        &[("SERVICES", 2)],
+        // the set, the table, the algorithm, and access
+        &[("SERVICES", 4)],
+    ),
+    (
+        "a table is gone",
+        |maps| {
+            let (_, value, _) = first(maps);
+            let write = Write::Set {
+                id: value.service,
+                which: SetKind::Maglev,
+                word: SetWord::default(),
+            };
+            maps.write(&write).unwrap();
+        },
+        &[("SERVICES", 1)],
+    ),
+    (
+        "a table is where there should be none",
+        |maps| {
+            let (_, value, row) = first(maps);
+            let write = Write::Set {
+                id: value.service,
+                which: SetKind::MaglevLocal,
+                word: row.cluster,
+            };
+            maps.write(&write).unwrap();
+        },
+        &[("SERVICES", 1)],
+    ),
+    (
+        "slots of a table are another service's, and another backend's",
+        |maps| {
+            let (_, value, row) = first(maps);
+            let slots = [Slot::new(1, 9), Slot::new(3, value.service)];
+            maps.write(&Write::Slots {
+                base: row.maglev.base(),
+                slots: &slots,
+            })
+            .unwrap();
+        },
+        &[("SLOTS", 2)],
+    ),
+    (
+        "affinity is another",
+        |maps| {
+            let (_, value, row) = first(maps);
+            maps.write(&Write::Access {
+                id: value.service,
+                affinity_seconds: 1,
+                source_ranges: row.source_ranges,
+            })
+            .unwrap();
+        },
+        &[("SERVICES", 1)],
+    ),
+    (
+        "a source range is gone, another is nobody's",
+        |maps| {
+            let mut key = maps.source_ranges().unwrap()[0];
+            maps.write(&Write::DeleteSourceRange { key }).unwrap();
+            key.ranges += 7;
+            maps.write(&Write::PutSourceRange { key }).unwrap();
+        },
+        &[("SOURCE_RANGES", 2)],
     ),
     (
         "slots are another service's",
@@ -192,7 +271,7 @@ fn what_cannot_be_repaired_is_reported_and_tried_again() {
         // claimed, as after the first complete lists
         let mut model = Model::new("n");
         for event in [
-            common::service("a", "10.96.0.1", &json!({})),
+            common::service("a", "10.96.0.1", &rich()),
             common::service("b", "10.96.0.2", &json!({})),
             common::slice("a-1", "a", &common::ready(&["10.0.0.1", "10.0.0.2"]), &json!({})),
             common::slice("b-1", "b", &common::ready(&["10.0.0.3"]), &json!({})),

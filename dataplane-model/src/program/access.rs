@@ -35,6 +35,13 @@ pub(super) fn net_of(key: &SourceRangeKey) -> Option<IpNet> {
     IpNet::new(key.addr.to_ip(), prefix).ok()
 }
 
+impl AppliedRanges {
+    /// Its entries in the trie.
+    pub(super) fn keys(&self) -> impl Iterator<Item = SourceRangeKey> + '_ {
+        self.list.iter().map(|net| trie_key(self.id, net))
+    }
+}
+
 impl<M: Maps> Programmer<M> {
     pub(super) fn change_access(
         &mut self,
@@ -115,7 +122,7 @@ impl<M: Maps> Programmer<M> {
 
     /// Ranges that no service refers to any more.
     pub(super) fn rest_ranges(&mut self, now_ms: u64, ranges: &AppliedRanges) {
-        let keys = ranges.list.iter().map(|net| trie_key(ranges.id, net)).collect();
+        let keys = ranges.keys().collect();
         let id = ranges.id;
         self.resting.put(now_ms, Resting::SourceRanges { id, keys });
     }

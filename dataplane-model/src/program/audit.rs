@@ -1,15 +1,17 @@
 //! Comparing the maps with the account of them, and repairing what someone else has changed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use dataplane_common::abi::{Addr, Backend, FrontendKey, FrontendValue, frontend_class, map_name};
-use hashbrown::HashMap;
+use dataplane_common::abi::{
+    Addr, Backend, FrontendKey, FrontendValue, Service, SourceRangeKey, frontend_class, map_name,
+};
+use hashbrown::{HashMap, HashSet};
 
 use super::Programmer;
 use super::backend::node;
 use super::error::ProgramError;
 use super::frontend::{ACTIVE_VALUE, active_key};
-use super::held::{AppliedSet, word};
+use super::held::{AppliedRanges, AppliedSet, AppliedTable, Resting, word};
 use super::maps::{MapError, Maps, SetKind, Write};
 use crate::key::BackendKey;
 
@@ -54,15 +56,17 @@ impl<M: Maps> Programmer<M> {
     ///
     /// # Errors
     ///
-    /// If the frontends cannot be read; nothing has been compared then.
+    /// If the frontends or source ranges cannot be read; nothing has been compared then.
     pub fn audit(&mut self, now_ms: u64) -> Result<Audit, MapError> {
         self.release(now_ms);
         let frontends: HashMap<FrontendKey, FrontendValue> = self.maps.frontends()?.into_iter().collect();
+        let ranges: BTreeSet<SourceRangeKey> = self.maps.source_ranges()?.into_iter().collect();
         let mut audit = Audit::default();
         self.audit_backends(&mut audit);
         for id in self.services.iter().map(|(id, _)| id).collect::<Vec<_>>() {
             self.audit_service(id, now_ms, &mut audit);
         }
+        self.audit_ranges(&ranges, &mut audit);
         self.audit_frontends(&frontends, &mut audit);
         Ok(audit)
     }
@@ -133,10 +137,12 @@ impl<M: Maps> Programmer<M> {
             let result = self.change_set(id, which, &members, now_ms);
             audit.repaired(result);
         }
+        self.audit_tables(id, &row, now_ms, audit);
         let Some(service) = self.services.get_mut(id) else {
             return;
         };
         let config = service.config;
+        let access = (config.affinity_seconds, service.ranges_id());
         if (row.algorithm, row.flags) != (config.algorithm, config.flags) {
             let name = service.key.as_ref().map(ToString::to_string).unwrap_or_default();
             audit.found(map_name::SERVICES, || {
@@ -150,6 +156,95 @@ impl<M: Maps> Programmer<M> {
             {
                 service.config = config;
             }
+            audit.repaired(result);
+        }
+        if (row.affinity_seconds, row.source_ranges) != access {
+            audit.found(map_name::SERVICES, || {
+                format!("row {id}: affinity or source ranges")
+            });
+            let (affinity_seconds, source_ranges) = access;
+            let result = self.write(&Write::Access {
+                id,
+                affinity_seconds,
+                source_ranges,
+            });
+            audit.repaired(result);
+        }
+    }
+
+    fn audit_tables(&mut self, id: u32, row: &Service, now_ms: u64, audit: &mut Audit) {
+        let Some(service) = self.services.get(id) else {
+            return;
+        };
+        let none = <[AppliedTable; 2]>::default();
+        let tables = service.tables.as_deref().unwrap_or(&none);
+        let mut wrong = [false; 2];
+        for (at, found) in [row.maglev, row.maglev_local].into_iter().enumerate() {
+            let table = &tables[at];
+            if table.unknown && service.key.is_none() {
+                // restored and not claimed yet: nobody knows what it should be
+                continue;
+            }
+            let members: HashSet<u32> = table.members.iter().copied().collect();
+            let strange = |index: &u32| {
+                let slot = self.maps.slot(*index);
+                slot.is_none_or(|slot| slot.service() != id || !members.contains(&slot.backend()))
+            };
+            let slots = (table.range.base..).take(table.range.len as usize);
+            let strangers = slots.filter(strange).count();
+            let name = || service.key.as_ref().map(ToString::to_string).unwrap_or_default();
+            if found != word(table.range) || table.unknown {
+                audit.found(map_name::SERVICES, || {
+                    format!("row {id} ({}): table {at}", name())
+                });
+                wrong[at] = true;
+            }
+            for _ in 0..strangers {
+                audit.found(map_name::SLOTS, || format!("a slot of table {at} of {}", name()));
+                wrong[at] = true;
+            }
+        }
+        if wrong == [false; 2] {
+            return;
+        }
+        if let Some(service) = self.services.get_mut(id) {
+            let tables = service.tables.get_or_insert_default();
+            for (table, wrong) in tables.iter_mut().zip(wrong) {
+                table.unknown |= wrong;
+            }
+        }
+        let result = self.change_tables(id, now_ms);
+        audit.repaired(result);
+    }
+
+    fn audit_ranges(&mut self, found: &BTreeSet<SourceRangeKey>, audit: &mut Audit) {
+        let in_use = self.services.iter().filter_map(|(_, s)| s.ranges.as_deref());
+        let wanted: BTreeSet<SourceRangeKey> = in_use.flat_map(AppliedRanges::keys).collect();
+        for key in wanted.difference(found) {
+            audit.found(map_name::SOURCE_RANGES, || {
+                format!("a range at {} of id {} is missing", key.addr, key.ranges)
+            });
+            let result = self.write(&Write::PutSourceRange { key: *key });
+            audit.repaired(result);
+        }
+        let resting: BTreeSet<SourceRangeKey> = self
+            .resting
+            .items()
+            .filter_map(|item| match item {
+                Resting::SourceRanges { keys, .. } => Some(keys),
+                _ => None,
+            })
+            .flatten()
+            .copied()
+            .collect();
+        for key in found
+            .iter()
+            .filter(|key| !wanted.contains(key) && !resting.contains(key))
+        {
+            audit.found(map_name::SOURCE_RANGES, || {
+                format!("a range at {} of id {} is nobody's", key.addr, key.ranges)
+            });
+            let result = self.write(&Write::DeleteSourceRange { key: *key });
             audit.repaired(result);
         }
     }

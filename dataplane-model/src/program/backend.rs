@@ -92,6 +92,8 @@ impl<M: Maps> Programmer<M> {
         if row.refs == 0 {
             self.resting.put(now_ms, Resting::Backend(id));
             self.backends.remove(id);
+            // the row's next backend is not suspected for it
+            self.suspects.retain(|suspect| *suspect != id);
             return Ok(());
         }
         let state = if row.actives > 0 {
