@@ -6,6 +6,7 @@ mod conntrack;
 pub mod events;
 pub mod health;
 pub mod http;
+pub mod listing;
 pub mod metrics;
 pub mod node;
 mod process;
@@ -205,7 +206,7 @@ pub async fn run(config: AgentConfig) -> anyhow::Result<()> {
     let counters = kernel.counter_reader();
     let answer = move |state: &State<kernel::RealMaps>, request: Request| match request {
         Request::Services(sender) => {
-            let services = state.services(|id| stats.get(id));
+            let services = state.services(&stats);
             let _unheard = sender.send(view::Services { services });
         }
         Request::Status(sender) => {

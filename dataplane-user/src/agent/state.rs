@@ -5,11 +5,8 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use dataplane_common::abi::{BackendStats, algorithm, frontend_kind};
-use dataplane_model::program::{AppliedService, Maps, Outcome, ProgramError, Programmer};
-use dataplane_model::{
-    BackendState, Event, Family, HealthCheckNodePort, Model, ObjectName, Problem, ServiceKey, SetBackend,
-};
+use dataplane_model::program::{Maps, Outcome, ProgramError, Programmer};
+use dataplane_model::{Event, Family, HealthCheckNodePort, Model, ObjectName, Problem, ServiceKey};
 use ipnet::IpNet;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Node;
@@ -18,9 +15,10 @@ use tracing::{debug, error, info, warn};
 
 use super::accounts::{NoLocal, Pending, Triggers};
 use super::health::Health;
+use super::listing::{self, Counts};
 use super::metrics::{FamilyLabel, KindLabel, Metrics, PolicyLabel};
 use super::node::Ranges;
-use super::view::{BackendView, FrontendView, ServiceView, SourceView};
+use super::view::{ServiceView, SourceView};
 use crate::nodeaddr;
 use crate::source::{Kind, Update};
 
@@ -545,11 +543,12 @@ impl<M: Maps> State<M> {
     }
 
     /// Every service that the kernel holds.
-    pub fn services(&self, stats: impl Fn(u32) -> Option<BackendStats>) -> Vec<ServiceView> {
+    pub fn services(&self, counts: &impl Counts) -> Vec<ServiceView> {
+        let suspects = self.programmer.suspects();
         self.programmer
             .services()
             .iter()
-            .map(|service| view(service, &stats))
+            .map(|service| listing::view(service, suspects, counts))
             .collect()
     }
 
@@ -579,91 +578,6 @@ impl<M: Maps> State<M> {
 
 fn unix_seconds(at: Timestamp) -> f64 {
     at.as_duration().as_secs_f64()
-}
-
-fn view(service: &AppliedService, stats: &impl Fn(u32) -> Option<BackendStats>) -> ServiceView {
-    let key = service.key.as_ref();
-    let first = service.frontends.keys().next();
-    let protocol = first.and_then(|f| dataplane_model::Protocol::from_number(f.protocol));
-    let mut backends: BTreeMap<u32, (SetBackend, Vec<&'static str>)> = BTreeMap::new();
-    for (set, members) in [("cluster", &service.cluster), ("local", &service.local)] {
-        for (id, member) in members {
-            backends.entry(*id).or_insert((*member, Vec::new())).1.push(set);
-        }
-    }
-    let mut backends: Vec<(u32, SetBackend, Vec<&'static str>)> = backends
-        .into_iter()
-        .map(|(id, (member, sets))| (id, member, sets))
-        .collect();
-    backends.sort_by_key(|(_, member, _)| member.backend);
-    ServiceView {
-        namespace: key.map(|k| k.service.namespace.to_string()).unwrap_or_default(),
-        name: key.map(|k| k.service.name.to_string()).unwrap_or_default(),
-        port: key.map(|k| k.port_name.to_string()).unwrap_or_default(),
-        protocol: key
-            .map(|k| k.protocol)
-            .or(protocol)
-            .map(|p| p.to_string())
-            .unwrap_or_default(),
-        family: key
-            .map(|k| k.family)
-            .or(first.map(|f| Family::of(f.addr)))
-            .map(|f| f.to_string())
-            .unwrap_or_default(),
-        algorithm: algorithm_name(service.config.algorithm).into(),
-        frontends: service
-            .frontends
-            .iter()
-            .map(|(frontend, kind)| FrontendView {
-                address: frontend.addr.to_string(),
-                port: frontend.port.to_host(),
-                kind: kind_name(*kind).into(),
-            })
-            .collect(),
-        backends: backends
-            .into_iter()
-            .map(|(id, member, sets)| {
-                let stats = stats(id).unwrap_or_default();
-                BackendView {
-                    address: member.backend.addr.to_string(),
-                    port: member.backend.port.to_host(),
-                    state: match member.state {
-                        BackendState::Active => "active",
-                        BackendState::Terminating => "terminating",
-                    }
-                    .into(),
-                    local: member.local,
-                    sets: sets.into_iter().map(Into::into).collect(),
-                    weight: 1,
-                    active_connections: stats.connections.saturating_sub(stats.closed),
-                    total_connections: stats.connections,
-                    datagrams: stats.datagrams,
-                }
-            })
-            .collect(),
-    }
-}
-
-const fn algorithm_name(number: u32) -> &'static str {
-    match number {
-        algorithm::RANDOM => "random",
-        algorithm::ROUND_ROBIN => "round-robin",
-        algorithm::MAGLEV => "maglev",
-        algorithm::SOURCE_HASH => "source-hash",
-        algorithm::LEAST_CONN => "least-conn",
-        _ => "unknown",
-    }
-}
-
-const fn kind_name(number: u8) -> &'static str {
-    match number {
-        frontend_kind::CLUSTER_IP => "ClusterIP",
-        frontend_kind::NODE_PORT => "NodePort",
-        frontend_kind::EXTERNAL_IP => "ExternalIP",
-        frontend_kind::LOAD_BALANCER => "LoadBalancer",
-        frontend_kind::HOST_PORT => "HostPort",
-        _ => "unknown",
-    }
 }
 
 /// The readable ones of `spec.podCIDRs`, or of `spec.podCIDR` in old objects.
@@ -752,29 +666,6 @@ pub(super) mod tests {
         state.sync();
         assert!(state.synced());
         assert_eq!(state.programmer.maps().frontends.len(), 0);
-    }
-
-    #[test]
-    fn services_are_listed_with_what_the_kernel_counted() {
-        let mut state = state(FakeMaps::new(capacity(8)));
-        for event in web() {
-            state.take(Update::Event(event));
-        }
-        for kind in [Kind::Service, Kind::EndpointSlice, Kind::Node] {
-            state.take(Update::Listed(kind));
-        }
-        state.sync();
-        let stats = BackendStats {
-            connections: 5,
-            closed: 3,
-            ..BackendStats::default()
-        };
-        let list = state.services(|_| Some(stats));
-        assert_eq!(list.len(), 1);
-        assert_eq!((list[0].name.as_str(), list[0].frontends[0].port), ("web", 80));
-        let backend = &list[0].backends[0];
-        assert_eq!((backend.address.as_str(), backend.port), ("10.1.0.2", 8080));
-        assert_eq!((backend.active_connections, backend.total_connections), (2, 5));
     }
 
     #[test]

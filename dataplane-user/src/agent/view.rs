@@ -13,6 +13,9 @@ pub struct FrontendView {
     pub port: u16,
     /// `ClusterIP`, `NodePort`, …
     pub kind: String,
+    /// Only clients of the service's source ranges may enter here.
+    #[serde(default)]
+    pub restricted: bool,
 }
 
 /// A backend of a service.
@@ -23,8 +26,11 @@ pub struct BackendView {
     pub address: String,
     /// Port.
     pub port: u16,
-    /// `active` or `terminating`.
+    /// `active`, `terminating`, or `suspect`: it seems to have failed.
     pub state: String,
+    /// It gets no new connections of this service, because it is suspect. (Not all backends of a service are left out.)
+    #[serde(default)]
+    pub left_out: bool,
     /// On this node.
     pub local: bool,
     /// The sets that it is in: `cluster`, `local`.
@@ -37,6 +43,12 @@ pub struct BackendView {
     pub total_connections: u64,
     /// Datagrams that unconnected sockets of this node have sent to it.
     pub datagrams: u64,
+    /// Connections of this node's sockets to it that failed or were not answered in time.
+    #[serde(default)]
+    pub connect_failures: u64,
+    /// Times that an established connection had to send again.
+    #[serde(default)]
+    pub timeouts: u64,
 }
 
 /// A service as the kernel has it.
@@ -55,6 +67,30 @@ pub struct ServiceView {
     pub family: String,
     /// How a backend is chosen.
     pub algorithm: String,
+    /// A client keeps its backend until it has been idle for so many seconds; 0: it does not.
+    #[serde(default)]
+    pub affinity_seconds: u32,
+    /// `Cluster` or `Local`: backends for traffic to the ClusterIP.
+    #[serde(default)]
+    pub internal_traffic_policy: String,
+    /// `Cluster` or `Local`: backends for traffic from other hosts to the other addresses.
+    #[serde(default)]
+    pub external_traffic_policy: String,
+    /// Who may enter by a restricted frontend.
+    #[serde(default)]
+    pub source_ranges: Vec<String>,
+    /// Entries of the Maglev tables of the sets `cluster` and `local`; 0: there is none.
+    #[serde(default)]
+    pub maglev_entries: [u32; 2],
+    /// Connections and flows that were given a backend.
+    #[serde(default)]
+    pub connections: u64,
+    /// Connections and flows that were refused or dropped because there was no backend for them.
+    #[serde(default)]
+    pub without_backend: u64,
+    /// Connections and flows that were dropped because the client is outside of the source ranges.
+    #[serde(default)]
+    pub denied: u64,
     /// Where it is offered.
     pub frontends: Vec<FrontendView>,
     /// Who serves it.

@@ -60,6 +60,47 @@ fn name(service: &ServiceView) -> String {
     format!("{}/{}{port}", service.namespace, service.name)
 }
 
+/// The algorithm, and as `ipvsadm` says it, how long a client keeps its backend.
+fn algorithm(service: &ServiceView) -> String {
+    match service.affinity_seconds {
+        0 => service.algorithm.clone(),
+        seconds => format!("{} persistent {seconds}", service.algorithm),
+    }
+}
+
+/// The kind of a frontend, and what is special about it.
+fn kind(service: &ServiceView, frontend: &FrontendView) -> String {
+    let policy = if frontend.kind == "ClusterIP" {
+        &service.internal_traffic_policy
+    } else {
+        &service.external_traffic_policy
+    };
+    let mut special = Vec::new();
+    if policy == "Local" {
+        special.push("Local".to_owned());
+    }
+    if frontend.restricted {
+        special.push(format!("from {}", service.source_ranges.join(" ")));
+    }
+    if special.is_empty() {
+        frontend.kind.clone()
+    } else {
+        format!("{} ({})", frontend.kind, special.join(", "))
+    }
+}
+
+fn state(backend: &BackendView) -> String {
+    if backend.left_out {
+        format!("{} (left out)", backend.state)
+    } else {
+        backend.state.clone()
+    }
+}
+
+const fn node(backend: &BackendView) -> &'static str {
+    if backend.local { "this" } else { "other" }
+}
+
 /// In the spirit of `ipvsadm -ln`.
 pub(super) fn services(services: &Services, wide: bool) -> String {
     let header = [
@@ -74,16 +115,16 @@ pub(super) fn services(services: &Services, wide: bool) -> String {
     ];
     let mut rows = vec![header.map(String::from).to_vec()];
     if wide {
-        rows[0].extend(["DATAGRAMS".into(), "SETS".into(), "NODE".into()]);
+        rows[0].extend(["DATAGRAMS", "SETS", "NODE"].map(String::from));
     }
     for service in &services.services {
         let head = |frontend: &FrontendView| {
             vec![
                 service.protocol.clone(),
                 socket(&frontend.address, frontend.port),
-                service.algorithm.clone(),
+                algorithm(service),
                 name(service),
-                frontend.kind.clone(),
+                kind(service, frontend),
             ]
         };
         rows.extend(service.frontends.iter().map(head));
@@ -97,14 +138,17 @@ pub(super) fn services(services: &Services, wide: bool) -> String {
                 format!("  -> {}", socket(&backend.address, backend.port)),
                 String::new(),
                 String::new(),
-                backend.state.clone(),
+                state(backend),
                 backend.weight.to_string(),
                 backend.active_connections.to_string(),
                 backend.total_connections.to_string(),
             ];
             if wide {
-                let node = if backend.local { "this" } else { "other" };
-                row.extend([backend.datagrams.to_string(), backend.sets.join(","), node.into()]);
+                row.extend([
+                    backend.datagrams.to_string(),
+                    backend.sets.join(","),
+                    node(backend).into(),
+                ]);
             }
             rows.push(row);
         }
@@ -114,11 +158,14 @@ pub(super) fn services(services: &Services, wide: bool) -> String {
 
 /// A backend with the services that use it.
 #[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub(super) struct SharedBackend {
     protocol: String,
     #[serde(flatten)]
     backend: BackendView,
     services: Vec<String>,
+    /// Of these, those that give it no new connections.
+    left_out_of: Vec<String>,
 }
 
 /// Every backend once.
@@ -131,8 +178,18 @@ pub(super) fn backends(services: &Services) -> Vec<SharedBackend> {
                 protocol: service.protocol.clone(),
                 backend: backend.clone(),
                 services: Vec::new(),
+                left_out_of: Vec::new(),
             });
             shared.services.push(name(service));
+            if backend.left_out {
+                shared.backend.left_out = true;
+                shared.left_out_of.push(name(service));
+            }
+            for set in &backend.sets {
+                if !shared.backend.sets.contains(set) {
+                    shared.backend.sets.push(set.clone());
+                }
+            }
         }
     }
     out.into_values().collect()
@@ -142,10 +199,12 @@ pub(super) fn backend_table(backends: &[SharedBackend]) -> String {
     let header = [
         "PROT",
         "BACKEND",
+        "NODE",
         "STATE",
         "ACTIVECONN",
         "TOTALCONN",
         "DATAGRAMS",
+        "FAILURES",
         "SERVICES",
     ];
     let mut rows = vec![header.map(String::from).to_vec()];
@@ -154,10 +213,15 @@ pub(super) fn backend_table(backends: &[SharedBackend]) -> String {
         vec![
             shared.protocol.clone(),
             socket(&backend.address, backend.port),
+            node(backend).into(),
             backend.state.clone(),
             backend.active_connections.to_string(),
             backend.total_connections.to_string(),
             backend.datagrams.to_string(),
+            backend
+                .connect_failures
+                .saturating_add(backend.timeouts)
+                .to_string(),
             shared.services.join(","),
         ]
     }));
@@ -253,12 +317,15 @@ mod tests {
             address: address.into(),
             port: 8080,
             state: "active".into(),
+            left_out: false,
             local: false,
             sets: vec!["cluster".into()],
             weight: 1,
             active_connections: active,
             total_connections: total,
             datagrams: 0,
+            connect_failures: 0,
+            timeouts: 0,
         };
         let service = |name: &str, backends| ServiceView {
             namespace: "default".into(),
@@ -267,10 +334,19 @@ mod tests {
             protocol: "TCP".into(),
             family: "IPv4".into(),
             algorithm: "random".into(),
+            affinity_seconds: 0,
+            internal_traffic_policy: "Cluster".into(),
+            external_traffic_policy: "Cluster".into(),
+            source_ranges: vec![],
+            maglev_entries: [0, 0],
+            connections: 0,
+            without_backend: 0,
+            denied: 0,
             frontends: vec![FrontendView {
                 address: "10.96.0.9".into(),
                 port: 80,
                 kind: "ClusterIP".into(),
+                restricted: false,
             }],
             backends,
         };
@@ -279,6 +355,53 @@ mod tests {
                 service("web", vec![backend("10.1.0.2", 1, 12), backend("fd00::2", 0, 3)]),
                 service("none", vec![]),
             ],
+        }
+    }
+
+    #[test]
+    fn what_is_special_about_a_service_is_shown() {
+        let mut all = sample();
+        let web = &mut all.services[0];
+        web.affinity_seconds = 10_800;
+        web.external_traffic_policy = "Local".into();
+        web.source_ranges = vec!["10.0.0.0/8".into(), "192.0.2.0/24".into()];
+        for (address, port, kind, restricted) in [
+            ("203.0.113.7", 80, "LoadBalancer", true),
+            ("0.0.0.0", 30080, "NodePort", false),
+        ] {
+            web.frontends.push(FrontendView {
+                address: address.into(),
+                port,
+                kind: kind.into(),
+                restricted,
+            });
+        }
+        web.backends[1].state = "suspect".into();
+        web.backends[1].left_out = true;
+        web.backends[1].connect_failures = 2;
+        web.backends[1].timeouts = 1;
+        web.backends[0].local = true;
+        all.services.truncate(1);
+        let expected = "\
+PROT  FRONTEND             ALGORITHM                SERVICE           STATE                                               WEIGHT  ACTIVECONN  TOTALCONN  DATAGRAMS  SETS     NODE
+TCP   10.96.0.9:80         random persistent 10800  default/web:http  ClusterIP
+TCP   203.0.113.7:80       random persistent 10800  default/web:http  LoadBalancer (Local, from 10.0.0.0/8 192.0.2.0/24)
+TCP   0.0.0.0:30080        random persistent 10800  default/web:http  NodePort (Local)
+        -> 10.1.0.2:8080                                              active                                              1       1           12         0          cluster  this
+        -> [fd00::2]:8080                                             suspect (left out)                                  1       0           3          0          cluster  other
+";
+        assert_eq!(services(&all, true), expected);
+        let expected = "\
+PROT  BACKEND         NODE   STATE    ACTIVECONN  TOTALCONN  DATAGRAMS  FAILURES  SERVICES
+TCP   10.1.0.2:8080   this   active   1           12         0          0         default/web:http
+TCP   [fd00::2]:8080  other  suspect  0           3          0          3         default/web:http
+";
+        let list = backends(&all);
+        assert_eq!(backend_table(&list), expected);
+        assert_eq!(list[1].left_out_of, ["default/web:http"]);
+        let json = serde_json::to_value(&list[1]).unwrap();
+        for field in ["protocol", "leftOut", "leftOutOf", "connectFailures", "services"] {
+            assert!(json.get(field).is_some(), "{field} is not in {json}");
         }
     }
 

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering, fence};
 
 use aya::Pod;
-use dataplane_common::abi::{BackendStats, map_name};
+use dataplane_common::abi::{BackendHealth, BackendStats, ServiceStats, map_name};
 
 use super::{KernelError, open_map};
 
@@ -141,21 +141,41 @@ impl<T> Drop for MappedArray<T> {
     }
 }
 
-/// Reads what the programs count of each backend. Cheap to clone.
+/// Reads what the programs count of each backend and service. Cheap to clone.
 #[derive(Clone, Debug)]
-pub struct BackendStatsReader(Arc<MappedArray<BackendStats>>);
+pub struct StatsReader(Arc<Stats>);
 
-impl BackendStatsReader {
+#[derive(Debug)]
+struct Stats {
+    backends: MappedArray<BackendStats>,
+    health: MappedArray<BackendHealth>,
+    services: MappedArray<ServiceStats>,
+}
+
+impl StatsReader {
     pub(super) fn open(pin_dir: &Path) -> Result<Self, KernelError> {
-        Ok(Self(Arc::new(MappedArray::open(
-            pin_dir,
-            map_name::BACKEND_STATS,
-        )?)))
+        Ok(Self(Arc::new(Stats {
+            backends: MappedArray::open(pin_dir, map_name::BACKEND_STATS)?,
+            health: MappedArray::open(pin_dir, map_name::BACKEND_HEALTH)?,
+            services: MappedArray::open(pin_dir, map_name::SERVICE_STATS)?,
+        })))
     }
 
     /// The counts of a backend; `None` beyond the end of the map.
     #[must_use]
     pub fn get(&self, id: u32) -> Option<BackendStats> {
-        self.0.read(id)
+        self.0.backends.read(id)
+    }
+
+    /// What connections saw of a backend; `None` beyond the end of the map.
+    #[must_use]
+    pub fn health(&self, id: u32) -> Option<BackendHealth> {
+        self.0.health.read(id)
+    }
+
+    /// The counts of a service; `None` beyond the end of the map.
+    #[must_use]
+    pub fn service(&self, id: u32) -> Option<ServiceStats> {
+        self.0.services.read(id)
     }
 }

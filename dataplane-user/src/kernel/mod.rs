@@ -26,7 +26,7 @@ use dataplane_common::abi::{COUNTERS, map_name};
 use resize::{Change, Resize};
 use serde::Serialize;
 
-pub use arrays::BackendStatsReader;
+pub use arrays::StatsReader;
 pub use cleanup::cleanup;
 pub use devices::DeviceTable;
 pub use maps::RealMaps;
@@ -357,13 +357,13 @@ impl Kernel {
         DeviceTable::open(&self.info.pin_dir)
     }
 
-    /// What the programs counted of each backend.
+    /// What the programs counted of each backend and service.
     ///
     /// # Errors
     ///
     /// If the pin is gone or cannot be mapped.
-    pub fn stats(&self) -> Result<BackendStatsReader, KernelError> {
-        BackendStatsReader::open(&self.info.pin_dir)
+    pub fn stats(&self) -> Result<StatsReader, KernelError> {
+        StatsReader::open(&self.info.pin_dir)
     }
 
     /// Every counter by name, summed over CPUs.
