@@ -99,6 +99,9 @@ pub struct AgentArgs {
     /// How often the maps are compared with what they should hold and repaired, in seconds, give or take a tenth; 0: never
     #[arg(long, default_value_t = 3600, value_parser = clap::value_parser!(u32).range(0..=604_800))]
     audit_period: u32,
+    /// Remove kube-proxy's rules as soon as everything is programmed and kube-proxy has ended; connections that they translated go on
+    #[arg(long)]
+    take_over: bool,
     /// What the eBPF programs log, for debugging
     #[arg(long, value_enum, default_value_t = EbpfLogLevel::Off)]
     ebpf_log_level: EbpfLogLevel,
@@ -183,6 +186,8 @@ pub struct AgentConfig {
     pub sizes: Sizes,
     /// How often the maps are audited; zero: never.
     pub audit_period: Duration,
+    /// kube-proxy's rules are removed.
+    pub take_over: bool,
     /// 0 (off) to 5.
     pub ebpf_log_level: u8,
 }
@@ -264,6 +269,7 @@ impl TryFrom<AgentArgs> for AgentConfig {
                 sock_connections: args.max_sock_connections,
             },
             audit_period: Duration::from_secs(args.audit_period.into()),
+            take_over: args.take_over,
             ebpf_log_level: args.ebpf_log_level as u8,
         })
     }
@@ -370,6 +376,7 @@ impl AgentConfig {
                 "bpffsRoot": self.bpffs_root,
                 "mapSizes": self.sizes,
                 "auditPeriodSeconds": self.audit_period.as_secs(),
+                "takeOver": self.take_over,
                 "ebpfLogLevel": self.ebpf_log_level,
             },
         })

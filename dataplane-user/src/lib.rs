@@ -2,7 +2,7 @@
 //!
 //! `source` reads objects, `agent` drives them through the model, `kernel` holds programs and maps, `devices` says where
 //! the packet programs go, `ipam` gives pods addresses, `overlay` connects the nodes' pods, `healthcheck` answers load
-//! balancers, `cli` is what an operator types.
+//! balancers, `takeover` takes over from kube-proxy and hands back to it, `cli` is what an operator types.
 
 pub mod agent;
 pub mod cli;
@@ -16,3 +16,4 @@ pub mod overlay;
 pub mod persist;
 pub mod proxyconfig;
 pub mod source;
+pub mod takeover;

@@ -37,6 +37,7 @@ use crate::kernel::{self, Kernel};
 use crate::nodeaddr;
 use crate::proxyconfig;
 use crate::source::Update;
+use crate::takeover;
 use connect::SourceTask;
 use events::Events;
 use health::Health;
@@ -113,6 +114,14 @@ pub async fn run(config: AgentConfig) -> anyhow::Result<()> {
     health.started(&nodeaddr::usable_families(), Timestamp::now());
     let shared = Shared::new(health);
     let state = State::new(&config.node_name, programmer, Arc::clone(&shared));
+
+    tokio::spawn(takeover::run(
+        takeover::Settings {
+            wanted: config.take_over,
+            mark: config.proxy.masquerade_mark(),
+        },
+        shared.complete.subscribe(),
+    ));
 
     let (updates, update_queue) = mpsc::channel(QUEUE);
     let (requests, request_queue) = mpsc::channel(16);

@@ -35,6 +35,8 @@ pub struct Shared {
     health: Mutex<Health>,
     /// Metrics.
     pub metrics: Metrics,
+    /// True once all that is known is programmed, nothing left out.
+    pub complete: watch::Sender<bool>,
 }
 
 impl Shared {
@@ -44,6 +46,7 @@ impl Shared {
         Arc::new(Self {
             health: Mutex::new(health),
             metrics: Metrics::default(),
+            complete: watch::Sender::new(false),
         })
     }
 
@@ -362,6 +365,14 @@ impl<M: Maps> State<M> {
                 "first sync done"
             );
         }
+        self.say_complete();
+    }
+
+    fn say_complete(&self) {
+        let complete = self.synced && self.failing.is_empty();
+        self.shared
+            .complete
+            .send_if_modified(|old| std::mem::replace(old, complete) != complete);
     }
 
     /// Tries again what failed; prunes what could not be pruned.
@@ -374,6 +385,7 @@ impl<M: Maps> State<M> {
             self.programmer.prune(now);
             let families: Vec<Family> = families.into_iter().collect();
             self.finish(outcome, begun, Extent::Partial, &families);
+            self.say_complete();
         }
     }
 

@@ -6,6 +6,7 @@ mod show;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum};
@@ -13,7 +14,7 @@ use tracing_subscriber::EnvFilter;
 
 use crate::agent::view::{Services, Status};
 use crate::config::{AgentArgs, AgentConfig, LogWish, STATE_DIR, Unusable, flag_values};
-use crate::{agent, kernel};
+use crate::{agent, kernel, takeover};
 
 /// Exit code for a command line or a configuration that cannot be used (EX_USAGE of sysexits.h).
 const USAGE: u8 = 64;
@@ -98,6 +99,12 @@ struct CleanupArgs {
     /// State directory of the agent
     #[arg(long, default_value = STATE_DIR)]
     state_dir: PathBuf,
+    /// Wait for kube-proxy's rules first, then give new connections to them; connections that run go on
+    #[arg(long)]
+    hand_back: bool,
+    /// How long --hand-back waits for kube-proxy's rules, in seconds
+    #[arg(long, default_value_t = 300, requires = "hand_back")]
+    timeout: u64,
 }
 
 /// Runs what the arguments say.
@@ -249,7 +256,14 @@ fn clean_up(args: &CleanupArgs) -> anyhow::Result<()> {
         Some(path) => path.clone(),
         None => kernel::mounts::discover_or_mount_bpffs()?.join("beeline"),
     };
-    let mut removed = kernel::cleanup(&root)?;
+    let mut removed = if args.hand_back {
+        let done = takeover::hand_back(&root, Duration::from_secs(args.timeout))?;
+        done.removed
+    } else {
+        let mut removed = kernel::cleanup(&root)?;
+        removed.extend(takeover::cleanup().context("remove what --take-over left")?);
+        removed
+    };
     removed.extend(agent::remove_state(&args.state_dir)?);
     let mut text = String::new();
     for path in &removed {
