@@ -9,6 +9,8 @@ mod cleanup;
 mod demo;
 mod harness;
 mod isolation;
+mod kube_proxy;
 mod restart;
 mod scene;
+mod takeover;
 mod traffic;

@@ -1,0 +1,312 @@
+//! From kube-proxy to Beeline and back, while clients connect and connections run.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+
+use beeline_tests::client::Mode as Ask;
+use beeline_tests::{
+    Agent, AgentOptions, Cluster, Load, LoadReport, Node, ObjectDir, Place, Pod, Process, agent,
+};
+
+use crate::kube_proxy::{self, Mode, NODE_PORT};
+use crate::restart::programs_in;
+use crate::scene::{PROPAGATION, V4, V6, address, assert_spread};
+
+const BOTH: [&str; 2] = ["web-1", "web-2"];
+
+/// A node whose Services kube-proxy's rules serve.
+struct Scene {
+    agent: Option<Agent>,
+    servers: Vec<Pod>,
+    client: Pod,
+    node: Node,
+    objects: ObjectDir,
+    cluster: Cluster,
+}
+
+/// Clients that go on and on.
+struct Clients(Vec<(String, Load)>);
+
+impl Clients {
+    fn start(&mut self, name: &str, place: &Place, target: &str, mode: Ask, rate: u32) {
+        let load = Load::start(place, address(target), mode, rate, 4).unwrap();
+        self.0.push((format!("{name} {mode:?} {target}"), load));
+    }
+
+    /// None of them may have failed.
+    #[track_caller]
+    fn stop(self, least: u64) -> Vec<LoadReport> {
+        let reports: Vec<(String, LoadReport)> = self
+            .0
+            .into_iter()
+            .map(|(name, load)| (name, load.stop().unwrap()))
+            .collect();
+        for (name, report) in &reports {
+            assert_eq!(report.failed, 0, "{name}: {reports:#?}");
+            assert!(report.ok >= least, "{name}: {reports:#?}");
+        }
+        reports.into_iter().map(|(_, report)| report).collect()
+    }
+}
+
+impl Scene {
+    fn new() -> Self {
+        let cluster = Cluster::new().unwrap();
+        let node = cluster.add_node().unwrap();
+        let servers: Vec<Pod> = BOTH.iter().map(|name| node.add_echo_pod(name).unwrap()).collect();
+        let client = node.add_pod("client").unwrap();
+        let objects = ObjectDir::new(cluster.state().join("objects")).unwrap();
+        objects
+            .put_service("web", &[V4, V6], &servers.iter().collect::<Vec<_>>())
+            .unwrap();
+        // closed connections and UDP flows would be remembered for minutes
+        node.host()
+            .netns()
+            .run(|| {
+                for name in [
+                    "tcp_timeout_time_wait",
+                    "tcp_timeout_close",
+                    "tcp_timeout_last_ack",
+                    "udp_timeout",
+                    "udp_timeout_stream",
+                ] {
+                    fs::write(format!("/proc/sys/net/netfilter/nf_conntrack_{name}"), "1").unwrap();
+                }
+            })
+            .unwrap();
+        Self {
+            agent: None,
+            servers,
+            client,
+            node,
+            objects,
+            cluster,
+        }
+    }
+
+    /// Connections that stay open: from a pod, from the node, and from outside through the node port.
+    fn held(&self, outside: bool) -> Clients {
+        let mut clients = Clients(Vec::new());
+        for ip in [V4.to_owned(), format!("[{V6}]")] {
+            clients.start("pod", self.client.place(), &format!("{ip}:80"), Ask::Hold, 100);
+            clients.start("node", self.node.host(), &format!("{ip}:80"), Ask::Hold, 100);
+        }
+        if outside {
+            for ip in [self.node.v4().to_string(), format!("[{}]", self.node.v6())] {
+                let target = format!("{ip}:{NODE_PORT}");
+                clients.start("outside", self.cluster.switch(), &target, Ask::Hold, 100);
+            }
+        }
+        clients
+    }
+
+    /// A new connection, or a datagram from a new socket, for each request.
+    fn new_ones(&self) -> Clients {
+        let mut clients = Clients(Vec::new());
+        for ip in [V4.to_owned(), format!("[{V6}]")] {
+            for (name, place) in [("pod", self.client.place()), ("node", self.node.host())] {
+                clients.start(name, place, &format!("{ip}:80"), Ask::Http, 200);
+                clients.start(name, place, &format!("{ip}:53"), Ask::Udp, 100);
+                clients.start(name, place, &format!("{ip}:53"), Ask::UdpConnected, 50);
+            }
+        }
+        clients
+    }
+
+    fn start_agent(&mut self, take_over: bool) {
+        let mut options = AgentOptions::dir(self.objects.path());
+        if take_over {
+            options.flags.push("--take-over".into());
+        }
+        self.agent = Some(Agent::start_synced(&self.node, &options).unwrap());
+    }
+
+    #[track_caller]
+    fn wait_log(&self, text: &str) -> String {
+        let agent = self.agent.as_ref().unwrap();
+        agent
+            .process
+            .wait_log(text, PROPAGATION * 3, |line| line.contains(text))
+            .unwrap()
+    }
+
+    fn logged(&self, text: &str) -> bool {
+        self.agent.as_ref().unwrap().process.log().contains(text)
+    }
+
+    /// Something that is called kube-proxy and does nothing.
+    fn stand_in(&self) -> Process {
+        let path = self.node.state().join("kube-proxy");
+        fs::write(&path, "#!/bin/sh\nsleep 1000\n").unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        let command = self.node.host().command(&path).unwrap();
+        let log = self.node.state().join("kube-proxy.log");
+        Process::spawn(self.node.host(), "stand-in of kube-proxy", command, &log).unwrap()
+    }
+}
+
+/// What is left that kube-proxy, or the take-over, made.
+fn left(rules: &str) -> Vec<&str> {
+    let ours = |line: &&str| {
+        let chain = line.trim_start_matches(':').split(' ').next().unwrap_or_default();
+        let kubelets = ["KUBE-FIREWALL", "KUBE-KUBELET-CANARY"];
+        line.starts_with(":KUBE-") && !kubelets.contains(&chain)
+            || line.contains("kube-proxy")
+            || line.contains("beeline")
+            || line.starts_with("-A") && line.contains("-j KUBE-") && !line.contains("-j KUBE-FIREWALL")
+    };
+    rules.lines().filter(ours).collect()
+}
+
+fn there_and_back(mode: Mode) {
+    let mut scene = Scene::new();
+    kube_proxy::write(mode, &scene.node, &scene.servers);
+    let held = scene.held(true);
+    let new_ones = scene.new_ones();
+
+    // As long as kube-proxy runs nothing of its is touched.
+    let before = kube_proxy::rules(&scene.node);
+    let mut stand_in = scene.stand_in();
+    scene.start_agent(true);
+    let said = scene.wait_log("kube-proxy still runs");
+    assert!(said.contains(&format!("(pid {})", stand_in.pid())), "{said}");
+    let unchanged = left(&before);
+    assert!(unchanged.len() >= 2, "{before}");
+    assert_eq!(left(&kube_proxy::rules(&scene.node)), unchanged);
+
+    stand_in.kill().unwrap();
+    scene.wait_log("took over from kube-proxy");
+    scene.wait_log("connections that kube-proxy translated run on");
+    let rules = kube_proxy::rules(&scene.node);
+    let some = left(&rules);
+    assert!(some.contains(&"table inet beeline-takeover"), "{rules}");
+    let only = |line: &&&str| line.contains("KUBE-FORWARD") || line.contains("beeline");
+    assert_eq!(some.iter().filter(only).count(), some.len(), "{some:#?}");
+
+    // Everything goes on: what is new, and what was there before.
+    let more = scene.new_ones();
+    assert_spread(
+        &Load::ask(scene.client.place(), address(&format!("{V4}:80")), Ask::Http, 64).unwrap(),
+        &BOTH,
+    );
+    more.stop(1);
+    new_ones.stop(20);
+    assert!(
+        !scene.logged("no connection is left"),
+        "the old connections still run"
+    );
+    for report in held.stop(100) {
+        // one reply per connection's backend: none was opened anew
+        assert!(report.replies.len() <= 2, "{report:?}");
+    }
+    scene.wait_log("no connection is left that kube-proxy translated");
+    let rules = kube_proxy::rules(&scene.node);
+    assert_eq!(left(&rules), Vec::<&str>::new(), "{rules}");
+    if mode != Mode::Nftables {
+        for stays in [
+            ":KUBE-FIREWALL",
+            ":KUBE-KUBELET-CANARY",
+            "-j KUBE-FIREWALL",
+            "flannel forward",
+        ] {
+            assert!(rules.contains(stays), "{stays} in {rules}");
+        }
+    }
+
+    // And back.
+    let held = scene.held(false);
+    let new_ones = scene.new_ones();
+    let mut agent = scene.agent.take().unwrap();
+    agent.process.terminate().unwrap();
+    let programs = programs_in(scene.node.cgroup());
+    let error = hand_back(&scene, "0").unwrap_err();
+    assert!(
+        format!("{error:#}").contains("no rules for ip and ip6"),
+        "{error:#}"
+    );
+    assert_eq!(programs_in(scene.node.cgroup()), programs, "left as it was");
+    let waiting = std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| hand_back(&scene, "30"));
+        kube_proxy::write(mode, &scene.node, &scene.servers);
+        waiting.join().unwrap()
+    });
+    let printed = waiting.unwrap();
+    assert!(printed.contains("removed "), "{printed}");
+    assert!(programs_in(scene.node.cgroup()).is_empty());
+    let more = scene.new_ones();
+    assert_spread(
+        &Load::ask(scene.client.place(), address(&format!("{V4}:80")), Ask::Http, 64).unwrap(),
+        &BOTH,
+    );
+    more.stop(1);
+    new_ones.stop(20);
+    held.stop(20);
+}
+
+fn hand_back(scene: &Scene, timeout: &str) -> anyhow::Result<String> {
+    let node = &scene.node;
+    let mut command = agent::beeline(node, &["cleanup", "--hand-back", "--timeout", timeout])?;
+    command
+        .arg("--bpffs-root")
+        .arg(node.bpffs())
+        .arg("--cgroup-root")
+        .arg(node.cgroup());
+    beeline_tests::process::output(command)
+}
+
+#[test]
+fn from_iptables_and_back_fails_no_connection() {
+    there_and_back(Mode::IptablesNft);
+}
+
+#[test]
+fn from_legacy_iptables_and_back_fails_no_connection() {
+    there_and_back(Mode::IptablesLegacy);
+}
+
+#[test]
+fn from_nftables_and_back_fails_no_connection() {
+    there_and_back(Mode::Nftables);
+}
+
+#[test]
+fn rules_that_come_back_are_told_of_and_removed_again() {
+    let mut scene = Scene::new();
+    kube_proxy::write(Mode::Nftables, &scene.node, &scene.servers);
+    scene.start_agent(true);
+    scene.wait_log("took over from kube-proxy");
+    kube_proxy::write(Mode::Nftables, &scene.node, &scene.servers);
+    scene.wait_log("kube-proxy's rules came back");
+    beeline_tests::wait_for("the rules to go again", PROPAGATION, || {
+        Ok(left(&kube_proxy::rules(&scene.node)).is_empty().then_some(()))
+    })
+    .unwrap();
+}
+
+#[test]
+fn what_a_killed_agent_began_is_finished_by_the_next() {
+    let mut scene = Scene::new();
+    kube_proxy::write(Mode::IptablesNft, &scene.node, &scene.servers);
+    let held = scene.held(true);
+    scene.start_agent(true);
+    scene.wait_log("connections that kube-proxy translated run on");
+    scene.agent.as_mut().unwrap().process.kill().unwrap();
+    fs::write(scene.node.state().join("agent.log"), "").unwrap();
+    // without the flag: nothing new is taken over, but what was begun is finished
+    scene.start_agent(false);
+    scene.wait_log("connections that kube-proxy translated run on");
+    held.stop(10);
+    scene.wait_log("no connection is left that kube-proxy translated");
+    assert_eq!(left(&kube_proxy::rules(&scene.node)), Vec::<&str>::new());
+}
+
+#[test]
+fn without_kube_proxy_nothing_is_touched() {
+    let mut scene = Scene::new();
+    let before = kube_proxy::rules(&scene.node);
+    scene.start_agent(true);
+    scene.wait_log("there are no rules of kube-proxy to take over from");
+    assert_eq!(kube_proxy::rules(&scene.node), before);
+    let report = Load::ask(scene.client.place(), address(&format!("{V4}:80")), Ask::Http, 64).unwrap();
+    assert_spread(&report, &BOTH);
+}
