@@ -9,4 +9,5 @@ pub mod choose;
 pub mod context;
 pub mod maps;
 pub mod nic;
+pub mod ops;
 pub mod sock;

@@ -8,10 +8,10 @@
     reason = "what the attribute macros ask for and write"
 )]
 
-use aya_ebpf::macros::{cgroup_sock, cgroup_sock_addr};
-use aya_ebpf::programs::{SockAddrContext, SockContext};
+use aya_ebpf::macros::{cgroup_sock, cgroup_sock_addr, sock_ops};
+use aya_ebpf::programs::{SockAddrContext, SockContext, SockOpsContext};
 use dataplane_ebpf::context::Family;
-use dataplane_ebpf::sock;
+use dataplane_ebpf::{ops, sock};
 
 /// See [`sock::connect`].
 #[cgroup_sock_addr(connect4)]
@@ -65,6 +65,12 @@ pub fn sock_getpeername6(ctx: SockAddrContext) -> i32 {
 #[cgroup_sock(sock_release)]
 pub fn sock_release(ctx: SockContext) -> i32 {
     sock::release(&ctx)
+}
+
+/// See [`ops::observe`].
+#[sock_ops]
+pub fn sock_ops(ctx: SockOpsContext) -> u32 {
+    ops::observe(&ctx)
 }
 
 #[panic_handler]

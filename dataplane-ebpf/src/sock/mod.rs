@@ -11,13 +11,13 @@ use core::arch::asm;
 use core::ptr;
 
 use aya_ebpf::EbpfContext;
-use aya_ebpf::bindings::BPF_ANY;
+use aya_ebpf::bindings::{BPF_ANY, BPF_TCP_SYN_SENT};
 use aya_ebpf::helpers::generated::{bpf_get_socket_cookie, bpf_set_retval, bpf_sk_storage_get};
 use aya_ebpf::programs::{SockAddrContext, SockContext};
 use aya_log_ebpf::debug;
 use dataplane_common::abi::{
-    BackendStats, Counter, FrontendKey, NO_ID, Service, SockOrigin, SockOriginKey, SockState, frontend_class,
-    protocol,
+    BackendStats, Counter, FrontendKey, NO_ID, Service, SockOrigin, SockOriginKey, SockState, event_kind,
+    frontend_class, protocol,
 };
 
 use self::frontend::Frontend;
@@ -26,6 +26,7 @@ use crate::context::{self, Family, address, port, rewrite};
 use crate::maps::{
     BACKEND_STATS, BACKENDS, HAVE_SET_RETVAL, SOCK_CONN, SOCK_FLOW, SOCK_ORIGIN, SOCK_STATE, count,
 };
+use crate::ops::report_failure;
 
 /// Verdict of a cgroup hook: go on.
 pub const ALLOW: i32 = 1;
@@ -381,6 +382,11 @@ pub fn release(ctx: &SockContext) -> i32 {
     // SAFETY: the context is valid for the helper.
     let cookie = unsafe { bpf_get_socket_cookie(ctx.sock.cast()) };
     if let Some(state) = SOCK_CONN.get_ptr_mut(&cookie) {
+        // SAFETY: the context is the socket; a 4-byte field of it.
+        if unsafe { (&raw const (*ctx.sock).state).read_volatile() } == BPF_TCP_SYN_SENT {
+            // The application has not waited for an answer any longer.
+            report_failure(state, cookie, event_kind::CONNECT_FAILED);
+        }
         // SAFETY: this socket's state, which nobody else uses any more.
         closed(unsafe { &mut *state });
         let _ = SOCK_CONN.remove(&cookie);

@@ -11,7 +11,7 @@ use aya::programs::{Program, ProgramError};
 use super::{KernelError, ProgramInfo, Step, pins, syscall};
 
 /// Name in the object, and `enum bpf_attach_type` (include/uapi/linux/bpf.h).
-const PROGRAMS: [(&str, u32); 9] = [
+const PROGRAMS: [(&str, u32); 10] = [
     // The way back first: a connection is never translated before its peer's name can be.
     ("sock_release", 34),
     ("sock_getpeername4", 29),
@@ -22,6 +22,7 @@ const PROGRAMS: [(&str, u32); 9] = [
     ("sock_sendmsg6", 15),
     ("sock_connect4", 10),
     ("sock_connect6", 11),
+    ("sock_ops", 3),
 ];
 
 const LINK_TYPE_CGROUP: u32 = 3;
@@ -82,6 +83,7 @@ pub(super) fn load_program(ebpf: &mut Ebpf, name: &str) -> Result<(), KernelErro
     let loaded = match program {
         Program::CgroupSockAddr(program) => program.load(),
         Program::CgroupSock(program) => program.load(),
+        Program::SockOps(program) => program.load(),
         Program::SchedClassifier(program) => program.load(),
         _ => return Err(KernelError::Missing(format!("program {name} of the right kind"))),
     };

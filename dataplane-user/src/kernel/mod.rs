@@ -7,6 +7,7 @@ mod arrays;
 mod attach;
 mod cleanup;
 mod devices;
+mod events;
 mod handback;
 mod logs;
 mod maps;
@@ -30,6 +31,7 @@ use serde::Serialize;
 pub use arrays::StatsReader;
 pub use cleanup::cleanup;
 pub use devices::DeviceTable;
+pub use events::{BackendReader, Events, socket_addr};
 pub use handback::{served_families, stop_new_connections};
 pub use maps::RealMaps;
 pub use nic::{Direction, Hook, NicPrograms, PacketRun};
@@ -366,6 +368,24 @@ impl Kernel {
     /// If the pin is gone or cannot be mapped.
     pub fn stats(&self) -> Result<StatsReader, KernelError> {
         StatsReader::open(&self.info.pin_dir)
+    }
+
+    /// Rows of backends, and what connections saw of them.
+    ///
+    /// # Errors
+    ///
+    /// If a pin is gone or cannot be mapped.
+    pub fn backends(&self) -> Result<BackendReader, KernelError> {
+        BackendReader::open(&self.info.pin_dir)
+    }
+
+    /// What the programs tell. There may be one of these at a time. To be called inside a tokio runtime.
+    ///
+    /// # Errors
+    ///
+    /// If the pin is gone or cannot be opened.
+    pub fn events(&self) -> Result<Events, KernelError> {
+        Events::open(&self.info.pin_dir)
     }
 
     /// Every counter by name, summed over CPUs.
