@@ -2,7 +2,7 @@
 #![allow(dead_code, reason = "each test uses a part of it")]
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on must fail")]
 
-use dataplane_model::program::{Capacity, FakeMaps, Programmer};
+use dataplane_model::program::{Capacity, FakeMaps, Outcome, Programmer};
 use dataplane_model::{Event, Model};
 use serde_json::{Value, json};
 
@@ -51,6 +51,15 @@ pub(crate) fn ready(addresses: &[&str]) -> Value {
 
 /// Programs what is dirty; gives how many services were applied.
 pub(crate) fn program(programmer: &mut Programmer<FakeMaps>, model: &mut Model) -> usize {
+    program_all(programmer, model).applied
+}
+
+/// The same; gives how many writes it took.
+pub(crate) fn program_writes(programmer: &mut Programmer<FakeMaps>, model: &mut Model) -> u64 {
+    program_all(programmer, model).writes
+}
+
+fn program_all(programmer: &mut Programmer<FakeMaps>, model: &mut Model) -> Outcome {
     let dirty = model.take_dirty();
     let changes: Vec<_> = dirty
         .into_iter()
@@ -58,5 +67,5 @@ pub(crate) fn program(programmer: &mut Programmer<FakeMaps>, model: &mut Model) 
         .collect();
     let outcome = programmer.reconcile(changes, 0);
     assert!(outcome.failed.is_empty(), "{:?}", outcome.failed);
-    outcome.applied
+    outcome
 }

@@ -48,7 +48,7 @@ pub struct Sizes {
     pub backends: u32,
     /// Slots: the sum of all sets, and room for a change.
     pub slots: u32,
-    /// Frontends.
+    /// Frontends; each ClusterIP takes one more.
     pub frontends: u32,
     /// Recent destinations of unconnected UDP sockets.
     pub sock_origins: u32,
@@ -61,14 +61,14 @@ pub struct Sizes {
 }
 
 impl Default for Sizes {
-    /// 65,536 services, backends and frontends, 262,144 slots, 131,072 and 65,536 flow entries:
-    /// about 40 MiB of kernel memory.
+    /// 65,536 services and backends, 131,072 frontends, 262,144 slots, 131,072 and 65,536 flow entries:
+    /// about 45 MiB of kernel memory.
     fn default() -> Self {
         Self {
             services: 65_536,
             backends: 65_536,
             slots: 262_144,
-            frontends: 65_536,
+            frontends: 131_072,
             sock_origins: 16_384,
             conntrack: 131_072,
             nat: 65_536,

@@ -30,7 +30,7 @@ impl Plane {
                 services,
                 backends,
                 slots: backends,
-                frontends: services,
+                frontends: 2 * services,
                 ..Sizes::default()
             },
             ebpf_log_level: 0,

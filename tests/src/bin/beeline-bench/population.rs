@@ -50,12 +50,13 @@ impl Population {
         let (services, endpoints) = self.capacity();
         options
             .flag("--max-services", services)
-            .flag("--max-frontends", services)
+            .flag("--max-frontends", 2 * services)
             .flag("--max-backends", endpoints)
             .flag("--max-slots", endpoints)
     }
 
-    /// Entries for services and frontends, and for backends and slots.
+    /// Entries for services, and for backends and slots. Frontends take twice as many as services: each ClusterIP has one
+    /// as such, too.
     pub(crate) fn capacity(self) -> (u32, u32) {
         let room = |count: u32| (count + count / 4).max(4096).next_power_of_two();
         (room(self.services), room(self.services * self.endpoints))
