@@ -6,7 +6,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context as _;
-use clap::{ArgMatches, Args, Command, ValueEnum};
+use clap::{ArgAction, ArgMatches, Args, Command, ValueEnum};
+use dataplane_common::abi::algorithm;
+use dataplane_model::settings::{ALGORITHMS, Settings, algorithm_by_name, algorithm_name};
 use serde_json::{Value, json};
 
 use crate::devices;
@@ -96,6 +98,21 @@ pub struct AgentArgs {
     /// its peer and is not counted as open
     #[arg(long, default_value_t = Sizes::default().sock_connections, value_parser = clap::value_parser!(u32).range(1..=MAX_ENTRIES))]
     max_sock_connections: u32,
+    /// How services choose a backend unless their annotation beeline.dev/algorithm says [default: random, or what ipvs.scheduler means]
+    #[arg(long, value_parser = ALGORITHMS.map(|(name, _)| name))]
+    algorithm: Option<String>,
+    /// Whether traffic from other hosts is spread by Maglev tables, so that a flow keeps its backend on another node, or after its entry was lost; they take memory
+    #[arg(long, default_value_t = true, action = ArgAction::Set)]
+    external_maglev: bool,
+    /// Whether backends that seem to have failed get no new connections, unless their Service's annotation beeline.dev/failure-detection says
+    #[arg(long, default_value_t = true, action = ArgAction::Set)]
+    failure_detection: bool,
+    /// Do what needs the most rights (the settings of connection tracking), and end
+    #[arg(long, num_args = 0..=1, default_value_t = false, default_missing_value = "true", require_equals = true, action = ArgAction::Set)]
+    init_only: bool,
+    /// As `beeline cleanup`
+    #[arg(long, num_args = 0..=1, default_value_t = false, default_missing_value = "true", require_equals = true, action = ArgAction::Set)]
+    cleanup: bool,
     /// How often the maps are compared with what they should hold and repaired, in seconds, give or take a tenth; 0: never
     #[arg(long, default_value_t = 3600, value_parser = clap::value_parser!(u32).range(0..=604_800))]
     audit_period: u32,
@@ -126,6 +143,24 @@ struct KlogFlags {
     /// Accepted, without effect
     #[arg(long, hide = true)]
     vmodule: Option<String>,
+    /// Accepted, without effect
+    #[arg(long, hide = true, num_args = 0..=1, default_missing_value = "true", require_equals = true)]
+    log_text_split_stream: Option<bool>,
+    /// Accepted, without effect
+    #[arg(long, hide = true, num_args = 0..=1, default_missing_value = "true", require_equals = true)]
+    log_json_split_stream: Option<bool>,
+    /// Accepted, without effect
+    #[arg(long, hide = true)]
+    log_text_info_buffer_size: Option<String>,
+    /// Accepted, without effect
+    #[arg(long, hide = true)]
+    log_json_info_buffer_size: Option<String>,
+    /// Accepted, without effect
+    #[arg(long, hide = true)]
+    boot_id_file: Option<String>,
+    /// Accepted, without effect
+    #[arg(long, hide = true)]
+    machine_id_file: Option<String>,
 }
 
 /// Largest size of a map.
@@ -184,6 +219,8 @@ pub struct AgentConfig {
     pub devices: devices::Wanted,
     /// Sizes of the maps.
     pub sizes: Sizes,
+    /// What holds for all services.
+    pub settings: Settings,
     /// How often the maps are audited; zero: never.
     pub audit_period: Duration,
     /// kube-proxy's rules are removed.
@@ -210,6 +247,13 @@ impl TryFrom<AgentArgs> for AgentConfig {
                     Unusable(format!("--node-name is not given and the host's name {error}"))
                 })?
             }
+        };
+        let algorithm = args.algorithm.as_deref().and_then(algorithm_by_name);
+        let settings = Settings {
+            algorithm: algorithm.or(proxy.algorithm()).unwrap_or(algorithm::RANDOM),
+            external_maglev: args.external_maglev,
+            external_ips: proxy.external_ips(),
+            failure_detection: args.failure_detection,
         };
         let kubeconfig = &proxy.client_connection.kubeconfig;
         let source = match args.dir {
@@ -268,6 +312,7 @@ impl TryFrom<AgentArgs> for AgentConfig {
                 nat: args.max_nat,
                 sock_connections: args.max_sock_connections,
             },
+            settings,
             audit_period: Duration::from_secs(args.audit_period.into()),
             take_over: args.take_over,
             ebpf_log_level: args.ebpf_log_level as u8,
@@ -348,6 +393,24 @@ fn proxy_configuration(
 }
 
 impl AgentArgs {
+    /// Only what needs the most rights is to be done.
+    #[must_use]
+    pub const fn init_only(&self) -> bool {
+        self.init_only
+    }
+
+    /// Everything is to be removed, instead of running.
+    #[must_use]
+    pub const fn cleanup(&self) -> bool {
+        self.cleanup
+    }
+
+    /// The directory on a bpffs, and the state directory.
+    #[must_use]
+    pub fn places(&self) -> (Option<PathBuf>, PathBuf) {
+        (self.bpffs_root.clone(), self.state_dir.clone())
+    }
+
     /// Where the configuration is to be written to, instead of running.
     #[must_use]
     pub fn write_config_to(&self) -> Option<&Path> {
@@ -374,6 +437,9 @@ impl AgentConfig {
                 "stateDir": self.state_dir,
                 "cgroupRoot": self.cgroup_root,
                 "bpffsRoot": self.bpffs_root,
+                "algorithm": algorithm_name(self.settings.algorithm),
+                "externalMaglev": self.settings.external_maglev,
+                "failureDetection": self.settings.failure_detection,
                 "mapSizes": self.sizes,
                 "auditPeriodSeconds": self.audit_period.as_secs(),
                 "takeOver": self.take_over,
@@ -527,6 +593,48 @@ mod tests {
             let error = format!("{:#}", config(args).unwrap_err());
             assert!(error.contains(named), "{args:?}: {error}");
         }
+    }
+
+    #[test]
+    fn what_holds_for_all_services_is_set() {
+        let settings = |args: &[&str]| config(args).unwrap().settings;
+        assert_eq!(settings(&[]), Settings::default());
+        let found = settings(&[
+            "--algorithm=least-conn",
+            "--external-maglev=false",
+            "--failure-detection=false",
+            "--feature-gates=AllowServiceExternalIPs=false",
+        ]);
+        assert_eq!(
+            found,
+            Settings {
+                algorithm: algorithm::LEAST_CONN,
+                external_maglev: false,
+                external_ips: false,
+                failure_detection: false,
+            }
+        );
+        // what the scheduler of IPVS means, unless something is said
+        let ipvs = ["--proxy-mode=ipvs", "--ipvs-scheduler=sh"];
+        assert_eq!(settings(&ipvs).algorithm, algorithm::SOURCE_HASH);
+        let said = [&ipvs[..], &["--algorithm=random"]].concat();
+        assert_eq!(settings(&said).algorithm, algorithm::RANDOM);
+        assert_eq!(settings(&["--ipvs-scheduler=sh"]).algorithm, algorithm::RANDOM);
+        assert!(config(&["--algorithm=best"]).is_err());
+    }
+
+    #[test]
+    fn flags_that_kube_proxy_has_are_taken() {
+        config(&[
+            "--cleanup=false",
+            "--init-only",
+            "--log-text-split-stream",
+            "--log-json-info-buffer-size=0",
+            "--boot-id-file=/proc/sys/kernel/random/boot_id",
+            "--machine-id-file=/etc/machine-id",
+            "--log-flush-frequency=5s",
+        ])
+        .unwrap();
     }
 
     #[test]

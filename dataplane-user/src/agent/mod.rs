@@ -113,7 +113,12 @@ pub async fn run(config: AgentConfig) -> anyhow::Result<()> {
     let mut health = Health::new(!from_api, config.proxy.sync_period());
     health.started(&nodeaddr::usable_families(), Timestamp::now());
     let shared = Shared::new(health);
-    let state = State::new(&config.node_name, programmer, Arc::clone(&shared));
+    let state = State::new(
+        &config.node_name,
+        config.settings,
+        programmer,
+        Arc::clone(&shared),
+    );
 
     tokio::spawn(takeover::run(
         takeover::Settings {
@@ -241,6 +246,11 @@ pub async fn run(config: AgentConfig) -> anyhow::Result<()> {
     let _gone = fs::remove_file(&socket);
     info!("agent stops; what it programmed stays in force");
     result
+}
+
+/// Does only what needs the most rights, as kube-proxy's `--init-only`.
+pub fn init_only(config: &AgentConfig) {
+    set_connection_tracking(config);
 }
 
 fn set_connection_tracking(config: &AgentConfig) -> conntrack::Report {
@@ -388,6 +398,8 @@ mod tests {
     use dataplane_model::program::{FakeMaps, FaultyMaps};
     use tokio::sync::oneshot;
 
+    use dataplane_model::Settings;
+
     use super::*;
     use crate::source::Kind;
 
@@ -411,7 +423,12 @@ mod tests {
     async fn a_fatal_error_ends_the_agent() {
         let capacity = state::tests::capacity(8);
         let programmer = Programmer::new(FakeMaps::new(capacity)).unwrap();
-        let state = State::new("n", programmer, Shared::new(Health::for_tests()));
+        let state = State::new(
+            "n",
+            Settings::default(),
+            programmer,
+            Shared::new(Health::for_tests()),
+        );
         let (_updates, update_queue) = mpsc::channel(QUEUE);
         let (_requests, request_queue) = mpsc::channel(16);
         let (inputs, fatal) = inputs(update_queue, request_queue, Duration::ZERO);
@@ -425,7 +442,7 @@ mod tests {
         let capacity = state::tests::capacity(8);
         let programmer = Programmer::new(FaultyMaps::new(FakeMaps::new(capacity), u32::MAX, 1)).unwrap();
         let shared = Shared::new(Health::for_tests());
-        let state = State::new("n", programmer, Arc::clone(&shared));
+        let state = State::new("n", Settings::default(), programmer, Arc::clone(&shared));
         let (updates, update_queue) = mpsc::channel(QUEUE);
         let (requests, request_queue) = mpsc::channel(16);
         let (inputs, _fatal) = inputs(update_queue, request_queue, Duration::ZERO);
@@ -473,7 +490,7 @@ mod tests {
         let capacity = state::tests::capacity(8);
         let programmer = Programmer::new(FakeMaps::new(capacity)).unwrap();
         let shared = Shared::new(Health::for_tests());
-        let state = State::new("n", programmer, Arc::clone(&shared));
+        let state = State::new("n", Settings::default(), programmer, Arc::clone(&shared));
         let (updates, update_queue) = mpsc::channel(QUEUE);
         let (_requests, request_queue) = mpsc::channel(16);
         let (inputs, _fatal) = inputs(update_queue, request_queue, Duration::from_millis(20));

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use dataplane_model::program::{Maps, Outcome, ProgramError, Programmer};
-use dataplane_model::{Event, Family, HealthCheckNodePort, Model, ObjectName, Problem, ServiceKey};
+use dataplane_model::{Event, Family, HealthCheckNodePort, Model, ObjectName, Problem, ServiceKey, Settings};
 use ipnet::IpNet;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Node;
@@ -97,9 +97,9 @@ enum Extent {
 
 impl<M: Maps> State<M> {
     /// Nothing is known yet; the kernel is left as it is.
-    pub fn new(node_name: &str, programmer: Programmer<M>, shared: Arc<Shared>) -> Self {
+    pub fn new(node_name: &str, settings: Settings, programmer: Programmer<M>, shared: Arc<Shared>) -> Self {
         Self {
-            model: Model::new(node_name),
+            model: Model::with_settings(node_name, settings),
             programmer,
             shared,
             node_name: node_name.into(),
@@ -644,6 +644,7 @@ pub(super) mod tests {
     fn state<M: Maps>(maps: M) -> State<M> {
         State::new(
             "n",
+            Settings::default(),
             Programmer::new(maps).unwrap(),
             Shared::new(Health::for_tests()),
         )

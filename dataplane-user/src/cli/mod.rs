@@ -21,7 +21,12 @@ const USAGE: u8 = 64;
 
 /// eBPF in place of kube-proxy and flannel
 #[derive(Debug, Parser)]
-#[command(name = "beeline", version, arg_required_else_help = true)]
+#[command(
+    name = "beeline",
+    version,
+    propagate_version = true,
+    arg_required_else_help = true
+)]
 struct Cli {
     #[command(flatten)]
     log: LogArgs,
@@ -206,6 +211,18 @@ fn run(command: Command, log: &LogArgs, flags: BTreeMap<String, String>) -> anyh
 }
 
 fn run_agent(args: AgentArgs, log: &LogArgs, flags: BTreeMap<String, String>) -> anyhow::Result<()> {
+    if args.cleanup() {
+        start_log(log, LogWish::default())?;
+        let (bpffs_root, state_dir) = args.places();
+        return clean_up(&CleanupArgs {
+            bpffs_root,
+            cgroup_root: None,
+            state_dir,
+            hand_back: false,
+            timeout: 0,
+        });
+    }
+    let init_only = args.init_only();
     let write_to = args.write_config_to().map(ToOwned::to_owned);
     let mut config = AgentConfig::try_from(args)?;
     config.flags = flags;
@@ -216,6 +233,10 @@ fn run_agent(args: AgentArgs, log: &LogArgs, flags: BTreeMap<String, String>) ->
     if let Some(path) = write_to {
         let text = serde_saphyr::to_string(&config.proxy)?;
         return std::fs::write(&path, text).with_context(|| format!("write {}", path.display()));
+    }
+    if init_only {
+        agent::init_only(&config);
+        return Ok(());
     }
     // The work of the agent is short and in order: one thread needs less memory and no locks.
     let runtime = tokio::runtime::Builder::new_current_thread()

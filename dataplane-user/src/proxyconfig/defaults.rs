@@ -3,10 +3,14 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
+use dataplane_common::abi::algorithm;
+
 use super::{API_VERSION, GoDuration, KIND, KubeProxyConfiguration};
 
 /// Port of the health server.
 pub(super) const HEALTH_PORT: u16 = 10256;
+/// The feature gate that has a meaning here.
+pub(super) const EXTERNAL_IPS_GATE: &str = "AllowServiceExternalIPs";
 /// Port of the metrics server.
 pub(super) const METRICS_PORT: u16 = 10249;
 
@@ -91,6 +95,29 @@ impl KubeProxyConfiguration {
             _ => self.iptables.sync_period,
         }
         .to_std()
+    }
+
+    /// The algorithm ([`algorithm`]) that comes nearest to the scheduler of mode `ipvs`; `None` if that is not the mode, or
+    /// there is none like it.
+    #[must_use]
+    pub fn algorithm(&self) -> Option<u32> {
+        if self.mode != "ipvs" {
+            return None;
+        }
+        match self.ipvs.scheduler.as_str() {
+            // what kube-proxy takes where nothing is said
+            "" | "rr" | "wrr" => Some(algorithm::ROUND_ROBIN),
+            "lc" | "wlc" | "sed" | "nq" => Some(algorithm::LEAST_CONN),
+            "sh" => Some(algorithm::SOURCE_HASH),
+            "mh" => Some(algorithm::MAGLEV),
+            _ => None,
+        }
+    }
+
+    /// Whether `spec.externalIPs` of Services are served (feature gate `AllowServiceExternalIPs`).
+    #[must_use]
+    pub fn external_ips(&self) -> bool {
+        self.feature_gates.get(EXTERNAL_IPS_GATE).copied().unwrap_or(true)
     }
 
     /// Whether all traffic to ClusterIPs is to be masqueraded, in the mode that is asked for.

@@ -3,10 +3,10 @@
 use serde_json::Value;
 
 use super::KubeProxyConfiguration;
+use super::defaults::EXTERNAL_IPS_GATE;
 
 /// Fields that have no meaning here, as JSON pointers.
 const UNSUPPORTED: &[&str] = &[
-    "/featureGates",
     "/clientConnection/acceptContentTypes",
     "/clientConnection/qps",
     "/clientConnection/burst",
@@ -15,7 +15,6 @@ const UNSUPPORTED: &[&str] = &[
     "/mode",
     "/iptables/minSyncPeriod",
     "/ipvs/minSyncPeriod",
-    "/ipvs/scheduler",
     "/ipvs/excludeCIDRs",
     "/ipvs/strictARP",
     "/ipvs/tcpTimeout",
@@ -36,6 +35,14 @@ const NOT_YET: &[&str] = &["/detectLocal"];
 #[must_use]
 pub fn unsupported(config: &KubeProxyConfiguration) -> Vec<String> {
     let mut found = differing(config, UNSUPPORTED);
+    for (gate, on) in &config.feature_gates {
+        if gate != EXTERNAL_IPS_GATE {
+            found.push(format!("featureGates.{gate} ({on})"));
+        }
+    }
+    if !config.ipvs.scheduler.is_empty() && config.algorithm().is_none() {
+        found.push(format!("ipvs.scheduler ({:?})", config.ipvs.scheduler));
+    }
     // objects are read as JSON whatever is asked for; the default, protobuf, goes without saying
     let content_type = config.client_connection.content_type.as_str();
     if !["application/vnd.kubernetes.protobuf", "application/json"].contains(&content_type) {
@@ -75,19 +82,23 @@ mod tests {
         assert_eq!(unsupported(&config), [""; 0]);
         config.mode = "ipvs".into();
         config.ipvs.scheduler = "mh".into();
-        config.feature_gates.insert("A".into(), true);
+        for gate in ["A", EXTERNAL_IPS_GATE] {
+            config.feature_gates.insert(gate.into(), true);
+        }
         config.conntrack.min = Some(1);
         config.client_connection.content_type = "text/plain".into();
         config.detect_local.bridge_interface = "br0".into();
         assert_eq!(
             unsupported(&config),
             [
-                r#"featureGates ({"A":true})"#,
                 r#"mode ("ipvs")"#,
-                r#"ipvs.scheduler ("mh")"#,
+                "featureGates.A (true)",
                 r#"clientConnection.contentType ("text/plain")"#,
             ]
         );
+        config.ipvs.scheduler = "dh".into();
+        let all = unsupported(&config);
+        assert!(all.contains(&r#"ipvs.scheduler ("dh")"#.to_owned()), "{all:?}");
         assert_eq!(
             not_yet(&config),
             [r#"detectLocal ({"bridgeInterface":"br0","interfaceNamePrefix":""})"#]
