@@ -139,3 +139,21 @@ fn what_fails_is_tried_again() {
     assert_eq!(programmer.retry(0).applied, 1);
     assert_eq!(published(&programmer), ids[1..].iter().copied().collect());
 }
+
+#[test]
+fn a_service_that_is_not_watched_keeps_its_suspects() {
+    let (mut model, mut programmer, ids) = of(3);
+    let unwatched = json!({"metadata": {"annotations": {"beeline.dev/failure-detection": "off"}}});
+    model.apply(service("t", "10.96.0.2", &unwatched));
+    model.apply(slice("t-1", "t", &ready(&ADDRESSES[..3]), &json!({})));
+    program(&mut programmer, &mut model);
+    programmer.set_suspects(&ids[..1], 0);
+    let left_out = |name: &str| {
+        let services = programmer.services();
+        let found = services
+            .iter()
+            .find(|s| &*s.key.as_ref().unwrap().service.name == name);
+        found.unwrap().left_out.clone()
+    };
+    assert_eq!((left_out("s"), left_out("t")), (ids[..1].to_vec(), vec![]));
+}

@@ -74,8 +74,8 @@ impl<M: Maps> Programmer<M> {
             key: Some(key.clone()),
             frontends: Frontends::default(),
             config: wish.config,
-            cluster: self.set_of(cluster),
-            local: self.set_of(local),
+            cluster: self.set_of(cluster, wish.config),
+            local: self.set_of(local, wish.config),
             tables: None,
             ranges: None,
             stale: false,
@@ -114,9 +114,9 @@ impl<M: Maps> Programmer<M> {
         Ok(self.write(&Write::Service { id, row })?)
     }
 
-    fn set_of(&self, members: Box<[Member]>) -> AppliedSet {
+    fn set_of(&self, members: Box<[Member]>, config: ServiceConfig) -> AppliedSet {
         AppliedSet {
-            left_out: self.left_out(&members),
+            left_out: self.left_out(&members, config),
             members,
             ..AppliedSet::default()
         }
@@ -167,10 +167,11 @@ impl<M: Maps> Programmer<M> {
         members: &[Member],
         now_ms: u64,
     ) -> Result<(), ProgramError> {
-        let Some(old) = self.services.get(id).map(|s| s.set(which)) else {
+        let Some(service) = self.services.get(id) else {
             return Ok(());
         };
-        let left_out = self.left_out(members);
+        let old = service.set(which);
+        let left_out = self.left_out(members, service.config);
         let ids = |members: &[Member]| members.iter().map(|m| m.id()).collect::<Vec<_>>();
         let same = !old.unknown && old.left_out == left_out && ids(&old.members) == ids(members);
         if same {

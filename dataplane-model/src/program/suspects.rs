@@ -1,11 +1,13 @@
 //! Backends that are suspected to have failed get no new connections, within bounds: never more than half of a set is left
 //! out, so never a single backend.
 
+use dataplane_common::abi::service_flag;
 use hashbrown::HashSet;
 
 use super::held::Member;
 use super::maps::{Maps, SetKind};
 use super::{Outcome, Programmer};
+use crate::desired::ServiceConfig;
 
 impl<M: Maps> Programmer<M> {
     /// From now on these rows of `BACKENDS` are suspected, and no others; where not all of them can be left out of a set,
@@ -62,9 +64,9 @@ impl<M: Maps> Programmer<M> {
         self.change_tables(id, now_ms)
     }
 
-    /// What of a set is left out, sorted.
-    pub(super) fn left_out(&self, members: &[Member]) -> Box<[u32]> {
-        if self.suspects.is_empty() {
+    /// What of a set is left out, sorted: nothing if the service does not want its backends to be watched.
+    pub(super) fn left_out(&self, members: &[Member], config: ServiceConfig) -> Box<[u32]> {
+        if self.suspects.is_empty() || config.flags & service_flag::NO_FAILURE_DETECTION != 0 {
             return Box::default();
         }
         let ids: HashSet<u32> = members.iter().map(|member| member.id()).collect();

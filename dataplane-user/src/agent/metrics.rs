@@ -15,7 +15,6 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 
 use super::process::Process;
-use super::rest::RestClient;
 
 /// Label of a map.
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -89,6 +88,13 @@ pub(super) struct BuildLabels {
     go_version: &'static str,
     compiler: &'static str,
     platform: &'static str,
+}
+
+/// Label of a probe.
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct ProbeLabel {
+    /// `answered`, `refused` or `silent`.
+    result: &'static str,
 }
 
 /// A histogram by family. The constructor has a name so that the type does.
@@ -169,6 +175,9 @@ pub struct Metrics {
     map_entries: Family<MapLabel, Gauge>,
     map_max_entries: Family<MapLabel, Gauge>,
     events: Family<EventLabel, Counter>,
+    backends_suspect: Gauge,
+    backend_failures: Counter,
+    backend_probes: Family<ProbeLabel, Counter>,
     audit_differences: Family<MapLabel, Counter>,
     /// Unix time of the last comparison of the maps with what they should hold.
     pub last_audit: Gauge<f64, AtomicU64>,
@@ -177,14 +186,6 @@ pub struct Metrics {
 
 impl Default for Metrics {
     fn default() -> Self {
-        Self::new(&RestClient::default())
-    }
-}
-
-impl Metrics {
-    /// With what is counted of the API.
-    #[must_use]
-    pub fn new(rest: &RestClient) -> Self {
         let mut registry = Registry::default();
         let metrics = Self {
             sync_duration: Family::new_with_constructor(sync_histogram),
@@ -208,6 +209,9 @@ impl Metrics {
             map_entries: Family::default(),
             map_max_entries: Family::default(),
             events: Family::default(),
+            backends_suspect: Gauge::default(),
+            backend_failures: Counter::default(),
+            backend_probes: Family::default(),
             audit_differences: Family::default(),
             last_audit: Gauge::default(),
             process: Process::default(),
@@ -333,6 +337,21 @@ impl Metrics {
             Box::new(m.events.clone()),
         );
         add(
+            "beeline_backends_suspect",
+            "Backends that seem to have failed",
+            Box::new(m.backends_suspect.clone()),
+        );
+        add(
+            "beeline_backend_failures",
+            "Connections of this node that a backend did not answer, as far as they were told apart",
+            Box::new(m.backend_failures.clone()),
+        );
+        add(
+            "beeline_backend_probes",
+            "Probes of backends that connections failed to, by result",
+            Box::new(m.backend_probes.clone()),
+        );
+        add(
             "process_resident_memory_bytes",
             "Resident memory of the agent",
             Box::new(m.process.resident.clone()),
@@ -362,16 +381,6 @@ impl Metrics {
             "Unix time when the agent started",
             Box::new(m.process.start_time.clone()),
         );
-        add(
-            "rest_client_requests",
-            "Requests to the API by answer",
-            Box::new(rest.requests.clone()),
-        );
-        add(
-            "rest_client_request_duration_seconds",
-            "Time until the API began to answer",
-            Box::new(rest.duration.clone()),
-        );
         let kubernetes = Family::<BuildLabels, Gauge>::default();
         kubernetes.get_or_create(&BUILD).set(1);
         add(
@@ -392,6 +401,30 @@ impl Metrics {
             drop(metrics.livez.get_or_create(&CodeLabel { code }));
         }
         Self { registry, ..metrics }
+    }
+}
+
+/// Counts what the failure detector does.
+#[derive(Debug)]
+pub(super) struct Failures(pub(super) std::sync::Arc<super::state::Shared>);
+
+impl crate::failure::Observer for Failures {
+    fn probed(&self, verdict: crate::failure::detector::Verdict) {
+        let result = verdict.name();
+        self.0
+            .metrics
+            .backend_probes
+            .get_or_create(&ProbeLabel { result })
+            .inc();
+    }
+
+    fn failed(&self) {
+        self.0.metrics.backend_failures.inc();
+    }
+
+    fn suspects(&self, count: usize) {
+        let count = i64::try_from(count).unwrap_or(i64::MAX);
+        self.0.metrics.backends_suspect.set(count);
     }
 }
 

@@ -10,7 +10,6 @@ pub mod listing;
 pub mod metrics;
 pub mod node;
 mod process;
-pub mod rest;
 pub mod slis;
 pub mod state;
 mod statedir;
@@ -33,6 +32,7 @@ use tracing::{debug, info, warn};
 
 use crate::config::{AgentConfig, SourceConfig};
 use crate::devices::{self, Devices};
+use crate::failure;
 use crate::healthcheck;
 use crate::kernel::{self, Kernel};
 use crate::nodeaddr;
@@ -43,7 +43,6 @@ use connect::SourceTask;
 use events::Events;
 use health::Health;
 use http::Request;
-use rest::RestClient;
 use state::{Shared, State};
 pub use statedir::{SOCKET, check_stopped, remove_state};
 
@@ -65,8 +64,7 @@ pub async fn run(config: AgentConfig) -> anyhow::Result<()> {
     fs::create_dir_all(&config.state_dir)
         .with_context(|| format!("create state directory {}", config.state_dir.display()))?;
     let _lock = statedir::lock(&config.state_dir)?;
-    let rest = RestClient::default();
-    let client = connect::client(&config, &rest).await?;
+    let client = connect::client(&config).await?;
     let events = Events::new(client.clone(), &config.node_name);
     let bpffs_root = match &config.bpffs_root {
         Some(path) => path.clone(),
@@ -115,7 +113,7 @@ pub async fn run(config: AgentConfig) -> anyhow::Result<()> {
     let from_api = !matches!(config.source, SourceConfig::Dir(_));
     let mut health = Health::new(!from_api, config.proxy.sync_period());
     health.started(&nodeaddr::usable_families(), Timestamp::now());
-    let shared = Shared::with_api(health, &rest);
+    let shared = Shared::new(health);
     let state = State::new(
         &config.node_name,
         config.settings,
@@ -173,6 +171,14 @@ pub async fn run(config: AgentConfig) -> anyhow::Result<()> {
     };
     let devices = Devices::new(device_settings, kernel.nic(), kernel.device_table()?);
     tokio::spawn(devices.follow(state.node_addresses()));
+
+    let (suspects, suspected) = watch::channel(Vec::new());
+    tokio::spawn(failure::run(
+        kernel.events().context("open the events of the programs")?,
+        kernel.backends()?,
+        suspects,
+        metrics::Failures(Arc::clone(&shared)),
+    ));
 
     let (fatal, fatal_errors) = mpsc::channel(4);
     let servers = [
@@ -240,6 +246,7 @@ pub async fn run(config: AgentConfig) -> anyhow::Result<()> {
     let inputs = Inputs {
         updates: update_queue,
         requests: request_queue,
+        suspects: suspected,
         source,
         fatal: fatal_errors,
         audit_period: config.audit_period,
@@ -314,6 +321,8 @@ fn jittered(period: Duration) -> Duration {
 struct Inputs {
     updates: mpsc::Receiver<Update>,
     requests: mpsc::Receiver<Request>,
+    /// Rows of backends that seem to have failed.
+    suspects: watch::Receiver<Vec<u32>>,
     source: SourceTask,
     /// Why the agent must end.
     fatal: mpsc::Receiver<anyhow::Error>,
@@ -330,6 +339,7 @@ async fn drive<M: Maps>(
     let Inputs {
         mut updates,
         mut requests,
+        mut suspects,
         mut source,
         mut fatal,
         audit_period,
@@ -369,6 +379,11 @@ async fn drive<M: Maps>(
                 audit_at = Instant::now() + jittered(period);
             }
             () = tokio::time::sleep(release.unwrap_or_default()), if release.is_some() => state.release(),
+            // new connections run into what has failed until this is done
+            Ok(()) = suspects.changed() => {
+                let ids = suspects.borrow_and_update().clone();
+                state.set_suspects(&ids);
+            }
             Some(request) = requests.recv() => answer(&state, request),
             n = updates.recv_many(&mut batch, QUEUE), if !updates.is_closed() || !updates.is_empty() => {
                 if n > 0 {
@@ -415,6 +430,7 @@ mod tests {
         let inputs = Inputs {
             updates,
             requests,
+            suspects: watch::channel(Vec::new()).1,
             source: tokio::spawn(std::future::pending()),
             fatal,
             audit_period,

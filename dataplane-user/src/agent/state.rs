@@ -18,7 +18,6 @@ use super::health::Health;
 use super::listing::{self, Counts};
 use super::metrics::{FamilyLabel, KindLabel, Metrics, PolicyLabel};
 use super::node::Ranges;
-use super::rest::RestClient;
 use super::view::{ServiceView, SourceView};
 use crate::nodeaddr;
 use crate::source::{Kind, Update};
@@ -44,15 +43,9 @@ impl Shared {
     /// With this health.
     #[must_use]
     pub fn new(health: Health) -> Arc<Self> {
-        Self::with_api(health, &RestClient::default())
-    }
-
-    /// With this health, and what is counted of an API.
-    #[must_use]
-    pub fn with_api(health: Health, rest: &RestClient) -> Arc<Self> {
         Arc::new(Self {
             health: Mutex::new(health),
-            metrics: Metrics::new(rest),
+            metrics: Metrics::default(),
             complete: watch::Sender::new(false),
         })
     }
@@ -393,6 +386,17 @@ impl<M: Maps> State<M> {
             let families: Vec<Family> = families.into_iter().collect();
             self.finish(outcome, begun, Extent::Partial, &families);
             self.say_complete();
+        }
+    }
+
+    /// From now on these backends seem to have failed (rows of `BACKENDS`, the first ones first if not all of a set may be
+    /// left out).
+    pub fn set_suspects(&mut self, ids: &[u32]) {
+        let begun = Instant::now();
+        let outcome = self.programmer.set_suspects(ids, self.now_ms());
+        // before that there is nothing to be up to date with; what failed is tried again
+        if self.synced {
+            self.finish(outcome, begun, Extent::Partial, &[]);
         }
     }
 

@@ -90,6 +90,18 @@ impl BackendReader {
         self.rows.read(id).filter(|row| row.state != backend_state::FREE)
     }
 
+    /// Rows, free ones too; row 0 is never in use.
+    #[must_use]
+    pub fn len(&self) -> u32 {
+        self.rows.len()
+    }
+
+    /// True if there is no row at all.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
     /// What connections saw of a backend; `None` beyond the end.
     #[must_use]
     pub fn health(&self, id: u32) -> Option<BackendHealth> {

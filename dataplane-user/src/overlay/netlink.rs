@@ -19,8 +19,7 @@ use rtnetlink::packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
 };
 use rtnetlink::packet_route::route::{
-    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteMetric, RouteProtocol,
-    RouteScope, RouteType,
+    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
 };
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 
@@ -55,9 +54,7 @@ impl Drop for Netlink {
     }
 }
 
-/// The kernel's error in one of rtnetlink's.
-#[must_use]
-pub fn io_error(error: &rtnetlink::Error) -> std::io::Error {
+fn io_error(error: &rtnetlink::Error) -> std::io::Error {
     match error {
         rtnetlink::Error::NetlinkError(message) => {
             std::io::Error::from_raw_os_error(message.code.map_or(0, |code| code.get().saturating_neg()))
@@ -221,7 +218,7 @@ impl Netlink {
                 let message = fdb_message(*index, *mac, *dst);
                 gone(self.request(RouteNetlinkMessage::DelNeighbour(message), 0).await)
             }
-            Op::SetRoute(route) => self.set_route(route, None).await,
+            Op::SetRoute(route) => self.set_route(route).await,
             Op::DeleteRoute(route) => gone(self.delete_route(route).await),
         };
         result.map_err(|cause| NetlinkError {
@@ -269,15 +266,13 @@ impl Netlink {
         .await
     }
 
-    /// Adds or replaces a route of the main table. `mtu`: bytes, if less than the device's.
+    /// Adds or replaces a route of the main table.
     ///
     /// # Errors
     ///
     /// The kernel's.
-    pub async fn set_route(&self, route: &Route, mtu: Option<u32>) -> std::io::Result<()> {
-        let mut message = route_message(route);
-        let metrics = |mtu| RouteAttribute::Metrics(vec![RouteMetric::Mtu(mtu)]);
-        message.attributes.extend(mtu.map(metrics));
+    pub async fn set_route(&self, route: &Route) -> std::io::Result<()> {
+        let message = route_message(route);
         self.request(
             RouteNetlinkMessage::NewRoute(message),
             NLM_F_CREATE | NLM_F_REPLACE,

@@ -7,6 +7,7 @@ mod bad_objects;
 mod capacity;
 mod cleanup;
 mod demo;
+mod failure;
 mod harness;
 mod isolation;
 mod kube_proxy;

@@ -1,0 +1,133 @@
+//! A node loses its power, and nobody tells the others.
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use beeline_tests::client::{Mode, Question};
+use beeline_tests::{Agent, AgentOptions, Cluster, Load, LoadReport, Node, ObjectDir, Pod, agent, wait_for};
+
+use crate::scene::{PROPAGATION, V4, V6, address};
+
+/// A service with a backend on each of two nodes, and a client and an agent on the first.
+struct TwoNodes {
+    // Order of dropping: processes before the cluster.
+    agent: Agent,
+    client: Pod,
+    servers: [Pod; 2],
+    far: Node,
+    near: Node,
+    objects: ObjectDir,
+    cluster: Cluster,
+}
+
+impl TwoNodes {
+    fn new() -> Self {
+        let cluster = Cluster::new().unwrap();
+        let (near, far) = (cluster.add_node().unwrap(), cluster.add_node().unwrap());
+        let servers = [
+            near.add_echo_pod("web-near").unwrap(),
+            far.add_echo_pod("web-far").unwrap(),
+        ];
+        let client = near.add_pod("client").unwrap();
+        let objects = ObjectDir::new(cluster.state().join("objects")).unwrap();
+        objects
+            .put_service("web", &[V4, V6], &servers.each_ref())
+            .unwrap();
+        let agent = Agent::start_synced(&near, &AgentOptions::dir(objects.path())).unwrap();
+        Self {
+            agent,
+            client,
+            servers,
+            far,
+            near,
+            objects,
+            cluster,
+        }
+    }
+
+    /// New connections, which wait for longer than a backend that is silent for a while would need.
+    fn load(&self, target: SocketAddr, rate: u32) -> Load {
+        let question = Question {
+            timeout_ms: 20_000,
+            ..Mode::Http.into()
+        };
+        Load::start(self.client.place(), target, question, rate, 64).unwrap()
+    }
+
+    fn ask(&self, target: SocketAddr, count: u64) -> LoadReport {
+        Load::ask(self.client.place(), target, Mode::Http, count).unwrap()
+    }
+
+    fn suspects(&self) -> f64 {
+        let found = agent::metric(&self.near, "beeline_backends_suspect").unwrap();
+        found.unwrap()
+    }
+}
+
+#[test]
+fn a_node_without_power_gets_no_new_connections_after_two_seconds() {
+    for ip in [V4.to_owned(), format!("[{V6}]")] {
+        let scene = TwoNodes::new();
+        let target = address(&format!("{ip}:80"));
+        let before = scene.ask(target, 100);
+        assert_eq!((before.failed, before.replies.len()), (0, 2), "{before:?}");
+        // what clients do anyhow is what tells of the failure
+        let load = scene.load(target, 50);
+        scene.cluster.unplug(&scene.far).unwrap();
+        let unplugged = Instant::now();
+        std::thread::sleep(Duration::from_secs(2).saturating_sub(unplugged.elapsed()));
+
+        let report = scene.ask(target, 1000);
+        assert!(
+            report.ok >= 999 && report.slowest_ms < 500.0,
+            "{report:?}\n{}",
+            scene.agent.process.log_end()
+        );
+        assert_eq!(report.replies.keys().collect::<Vec<_>>(), ["web-near"]);
+        // its UDP port as well, which nobody can ask
+        assert_eq!(scene.suspects(), 2.0);
+
+        // it returns when it answers, and those who waited for it are served
+        scene.cluster.plug_in(&scene.far).unwrap();
+        wait_for("the backend to return", PROPAGATION, || {
+            Ok((scene.ask(target, 32).replies.len() == 2).then_some(()))
+        })
+        .unwrap();
+        assert_eq!(scene.suspects(), 0.0);
+        let load = load.stop().unwrap();
+        assert_eq!(load.failed, 0, "{load:?}");
+    }
+}
+
+#[test]
+fn the_last_backend_keeps_its_connections() {
+    let scene = TwoNodes::new();
+    // another service has the far pod alone
+    let far = &scene.servers[1];
+    scene.objects.put_service("far", &["10.96.0.30"], &[far]).unwrap();
+    let (both, alone) = (address(&format!("{V4}:80")), address("10.96.0.30:80"));
+    wait_for("the service to be there", PROPAGATION, || {
+        Ok((scene.ask(alone, 1).ok == 1).then_some(()))
+    })
+    .unwrap();
+    let load = scene.load(both, 50);
+    scene.cluster.unplug(&scene.far).unwrap();
+    wait_for("the suspicion", PROPAGATION, || {
+        Ok((scene.suspects() > 0.0).then_some(()))
+    })
+    .unwrap();
+    // it is still sent there, and its connection waits
+    let question = Question {
+        timeout_ms: 20_000,
+        ..Mode::Http.into()
+    };
+    let late = std::thread::scope(|scope| {
+        let late = scope.spawn(|| Load::ask(scene.client.place(), alone, question, 1).unwrap());
+        std::thread::sleep(Duration::from_millis(600));
+        scene.cluster.plug_in(&scene.far).unwrap();
+        late.join().unwrap()
+    });
+    assert_eq!((late.ok, late.failed), (1, 0), "{late:?}");
+    assert!(late.slowest_ms > 500.0, "{late:?}");
+    assert_eq!(load.stop().unwrap().failed, 0);
+}
