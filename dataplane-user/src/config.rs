@@ -624,6 +624,31 @@ mod tests {
     }
 
     #[test]
+    fn every_flag_is_in_the_documentation() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/configuration.md");
+        let text = std::fs::read_to_string(path).unwrap();
+        let command = AgentArgs::augment_args(Command::new("agent"));
+        let missing: Vec<&str> = command
+            .get_arguments()
+            .filter_map(|arg| arg.get_long())
+            .filter(|name| !text.contains(&format!("`--{name}`")))
+            .collect();
+        assert_eq!(missing, [""; 0], "not in docs/configuration.md");
+        for arg in command
+            .get_arguments()
+            .filter(|arg| !arg.get_default_values().is_empty())
+        {
+            let name = arg.get_long().unwrap();
+            let default = arg.get_default_values()[0].to_string_lossy();
+            let row = text
+                .lines()
+                .find(|line| line.contains(&format!("`--{name}`")))
+                .unwrap();
+            assert!(row.contains(&*default), "--{name}: {default} is not in {row}");
+        }
+    }
+
+    #[test]
     fn flags_that_kube_proxy_has_are_taken() {
         config(&[
             "--cleanup=false",

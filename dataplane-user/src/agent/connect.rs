@@ -1,8 +1,10 @@
 //! Reaching what the agent watches.
 
 use anyhow::Context as _;
+use kube::client::ClientBuilder;
 use tokio::task::JoinHandle;
 
+use super::rest::RestClient;
 use crate::config::{AgentConfig, SourceConfig, Unusable};
 use crate::source;
 
@@ -10,7 +12,7 @@ use crate::source;
 pub(super) type SourceTask = JoinHandle<anyhow::Result<()>>;
 
 /// A client of the API that is configured; `None` if there is none. Nothing is asked of the API yet.
-pub(super) async fn client(config: &AgentConfig) -> anyhow::Result<Option<kube::Client>> {
+pub(super) async fn client(config: &AgentConfig, rest: &RestClient) -> anyhow::Result<Option<kube::Client>> {
     let mut client = match &config.source {
         SourceConfig::Dir(_) => return Ok(None),
         SourceConfig::Kubeconfig(path) => {
@@ -30,8 +32,18 @@ pub(super) async fn client(config: &AgentConfig) -> anyhow::Result<Option<kube::
     if let Some(master) = &config.master {
         client.cluster_url = master.clone();
     }
-    let client = kube::Client::try_from(client).context("set up the API client")?;
-    Ok(Some(client))
+    counted(client, rest).context("set up the API client").map(Some)
+}
+
+/// A client whose requests are counted.
+pub(super) fn counted(config: kube::Config, rest: &RestClient) -> Result<kube::Client, kube::Error> {
+    let host = config
+        .cluster_url
+        .authority()
+        .map_or("", |host| host.as_str())
+        .to_owned();
+    let builder = ClientBuilder::try_from(config)?;
+    Ok(builder.with_layer(&rest.layer(&host)).build())
 }
 
 /// Begins to watch.

@@ -15,6 +15,7 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 
 use super::process::Process;
+use super::rest::RestClient;
 
 /// Label of a map.
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -186,6 +187,14 @@ pub struct Metrics {
 
 impl Default for Metrics {
     fn default() -> Self {
+        Self::new(&RestClient::default())
+    }
+}
+
+impl Metrics {
+    /// With what is counted of the API.
+    #[must_use]
+    pub fn new(rest: &RestClient) -> Self {
         let mut registry = Registry::default();
         let metrics = Self {
             sync_duration: Family::new_with_constructor(sync_histogram),
@@ -380,6 +389,16 @@ impl Default for Metrics {
             "process_start_time_seconds",
             "Unix time when the agent started",
             Box::new(m.process.start_time.clone()),
+        );
+        add(
+            "rest_client_requests",
+            "Requests to the API by answer",
+            Box::new(rest.requests.clone()),
+        );
+        add(
+            "rest_client_request_duration_seconds",
+            "Time until the API began to answer",
+            Box::new(rest.duration.clone()),
         );
         let kubernetes = Family::<BuildLabels, Gauge>::default();
         kubernetes.get_or_create(&BUILD).set(1);

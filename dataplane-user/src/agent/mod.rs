@@ -10,6 +10,7 @@ pub mod listing;
 pub mod metrics;
 pub mod node;
 mod process;
+pub mod rest;
 pub mod slis;
 pub mod state;
 mod statedir;
@@ -43,6 +44,7 @@ use connect::SourceTask;
 use events::Events;
 use health::Health;
 use http::Request;
+use rest::RestClient;
 use state::{Shared, State};
 pub use statedir::{SOCKET, check_stopped, remove_state};
 
@@ -64,7 +66,8 @@ pub async fn run(config: AgentConfig) -> anyhow::Result<()> {
     fs::create_dir_all(&config.state_dir)
         .with_context(|| format!("create state directory {}", config.state_dir.display()))?;
     let _lock = statedir::lock(&config.state_dir)?;
-    let client = connect::client(&config).await?;
+    let rest = RestClient::default();
+    let client = connect::client(&config, &rest).await?;
     let events = Events::new(client.clone(), &config.node_name);
     let bpffs_root = match &config.bpffs_root {
         Some(path) => path.clone(),
@@ -113,7 +116,7 @@ pub async fn run(config: AgentConfig) -> anyhow::Result<()> {
     let from_api = !matches!(config.source, SourceConfig::Dir(_));
     let mut health = Health::new(!from_api, config.proxy.sync_period());
     health.started(&nodeaddr::usable_families(), Timestamp::now());
-    let shared = Shared::new(health);
+    let shared = Shared::with_api(health, &rest);
     let state = State::new(
         &config.node_name,
         config.settings,

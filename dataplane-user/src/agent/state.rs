@@ -18,6 +18,7 @@ use super::health::Health;
 use super::listing::{self, Counts};
 use super::metrics::{FamilyLabel, KindLabel, Metrics, PolicyLabel};
 use super::node::Ranges;
+use super::rest::RestClient;
 use super::view::{ServiceView, SourceView};
 use crate::nodeaddr;
 use crate::source::{Kind, Update};
@@ -43,9 +44,15 @@ impl Shared {
     /// With this health.
     #[must_use]
     pub fn new(health: Health) -> Arc<Self> {
+        Self::with_api(health, &RestClient::default())
+    }
+
+    /// With this health, and what is counted of an API.
+    #[must_use]
+    pub fn with_api(health: Health, rest: &RestClient) -> Arc<Self> {
         Arc::new(Self {
             health: Mutex::new(health),
-            metrics: Metrics::default(),
+            metrics: Metrics::new(rest),
             complete: watch::Sender::new(false),
         })
     }

@@ -12,7 +12,7 @@ pub mod netlink;
 pub mod nodes;
 pub mod plan;
 pub mod snapshot;
-mod sysctl;
+pub(crate) mod sysctl;
 pub mod uplink;
 
 pub use engine::{Engine, Settings, View};

@@ -19,7 +19,8 @@ use rtnetlink::packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
 };
 use rtnetlink::packet_route::route::{
-    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
+    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteMetric, RouteProtocol,
+    RouteScope, RouteType,
 };
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 
@@ -54,7 +55,9 @@ impl Drop for Netlink {
     }
 }
 
-fn io_error(error: &rtnetlink::Error) -> std::io::Error {
+/// The kernel's error in one of rtnetlink's.
+#[must_use]
+pub fn io_error(error: &rtnetlink::Error) -> std::io::Error {
     match error {
         rtnetlink::Error::NetlinkError(message) => {
             std::io::Error::from_raw_os_error(message.code.map_or(0, |code| code.get().saturating_neg()))
@@ -218,7 +221,7 @@ impl Netlink {
                 let message = fdb_message(*index, *mac, *dst);
                 gone(self.request(RouteNetlinkMessage::DelNeighbour(message), 0).await)
             }
-            Op::SetRoute(route) => self.set_route(route).await,
+            Op::SetRoute(route) => self.set_route(route, None).await,
             Op::DeleteRoute(route) => gone(self.delete_route(route).await),
         };
         result.map_err(|cause| NetlinkError {
@@ -266,13 +269,15 @@ impl Netlink {
         .await
     }
 
-    /// Adds or replaces a route of the main table.
+    /// Adds or replaces a route of the main table. `mtu`: bytes, if less than the device's.
     ///
     /// # Errors
     ///
     /// The kernel's.
-    pub async fn set_route(&self, route: &Route) -> std::io::Result<()> {
-        let message = route_message(route);
+    pub async fn set_route(&self, route: &Route, mtu: Option<u32>) -> std::io::Result<()> {
+        let mut message = route_message(route);
+        let metrics = |mtu| RouteAttribute::Metrics(vec![RouteMetric::Mtu(mtu)]);
+        message.attributes.extend(mtu.map(metrics));
         self.request(
             RouteNetlinkMessage::NewRoute(message),
             NLM_F_CREATE | NLM_F_REPLACE,

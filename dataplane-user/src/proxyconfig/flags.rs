@@ -92,19 +92,19 @@ flags! {
     /// Accepted, without effect
     #[arg(hide = true)]
     "iptables-min-sync-period" iptables_min_sync_period: GoDuration,
-    /// Accepted, without effect
-    #[arg(hide = true, allow_negative_numbers = true)]
+    /// Bit of a packet's mark that asks for masquerade, 0 to 31 [default: 14]
+    #[arg(allow_negative_numbers = true)]
     "iptables-masquerade-bit" iptables_masquerade_bit: i32,
-    /// Accepted, without effect
-    #[arg(hide = true, num_args = 0..=1, default_missing_value = "true", require_equals = true)]
+    /// Processes of the host reach NodePorts at 127.0.0.1 and ::1, in every mode [default: true]
+    #[arg(num_args = 0..=1, default_missing_value = "true", require_equals = true)]
     "iptables-localhost-nodeports" iptables_localhost_nodeports: bool,
-    /// Accepted, without effect
+    /// As --iptables-sync-period, for --proxy-mode=ipvs
     #[arg(hide = true)]
     "ipvs-sync-period" ipvs_sync_period: GoDuration,
     /// Accepted, without effect
     #[arg(hide = true)]
     "ipvs-min-sync-period" ipvs_min_sync_period: GoDuration,
-    /// Accepted, without effect
+    /// With --proxy-mode=ipvs and without --algorithm, the algorithm that comes nearest
     #[arg(hide = true)]
     "ipvs-scheduler" ipvs_scheduler: String,
     /// Accepted, without effect
@@ -128,7 +128,7 @@ flags! {
     /// Accepted, without effect
     #[arg(hide = true, num_args = 0..=1, default_missing_value = "true", require_equals = true)]
     "profiling" profiling: bool,
-    /// Accepted, without effect
+    /// AllowServiceExternalIPs=false leaves spec.externalIPs out; others have no effect
     #[arg(hide = true)]
     "feature-gates" feature_gates: String,
     /// Accepted, without effect
