@@ -26,6 +26,10 @@ pub struct Config {
     #[arg(long = "service-cidr", value_delimiter = ',', default_value = "10.96.0.0/12")]
     pub service_cidrs: Vec<IpNet>,
 
+    /// Ranges of pod addresses, at most one per address family, of which each node gets a part; an empty list gives none
+    #[arg(long = "cluster-cidr", value_delimiter = ',', default_value = "10.244.0.0/16")]
+    pub cluster_cidrs: Vec<IpNet>,
+
     /// Range of NodePorts, first-last
     #[arg(long, default_value = "30000-32767", value_parser = port_range)]
     pub node_port_range: RangeInclusive<u16>,
@@ -47,6 +51,10 @@ impl Config {
             bind: SocketAddr::from(([127, 0, 0, 1], 6443)),
             advertise: Vec::new(),
             service_cidrs: ipnet::Ipv4Net::new(std::net::Ipv4Addr::new(10, 96, 0, 0), 12)
+                .map(IpNet::V4)
+                .into_iter()
+                .collect(),
+            cluster_cidrs: ipnet::Ipv4Net::new(std::net::Ipv4Addr::new(10, 244, 0, 0), 16)
                 .map(IpNet::V4)
                 .into_iter()
                 .collect(),

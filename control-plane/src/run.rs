@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::config::Config;
-use crate::controllers::{endpointslice, gc};
+use crate::controllers::{endpointslice, gc, nodes, workloads};
 use crate::pki::{self, Pki};
 use crate::resource::Allocator;
 use crate::server::{self, Api, Bootstrap};
@@ -100,7 +100,9 @@ impl ControlPlane {
             tasks.spawn(async move { api.compact_periodically(interval).await });
         }
         tasks.spawn(endpointslice::run(client.clone(), stop.clone()));
-        tasks.spawn(gc::run(client, stop.clone()));
+        tasks.spawn(gc::run(client.clone(), stop.clone()));
+        tasks.spawn(workloads::run(client.clone(), stop.clone()));
+        tasks.spawn(nodes::run(client, config.cluster_cidrs.clone(), stop.clone()));
         tracing::info!(%url, kubeconfig = %kubeconfig.display(), "serving the Kubernetes API");
         Ok(Self {
             api,

@@ -19,7 +19,7 @@ apiVersion: apps/v1
 kind: Deployment
 metadata: {name: tomcat, labels: {app: tomcat}}
 spec:
-  replicas: 2
+  replicas: 0
   selector: {matchLabels: {app: tomcat}}
   template: {metadata: {labels: {app: tomcat}}, spec: {containers: [{name: c, image: "tomcat:9"}]}}
 ---
@@ -113,7 +113,7 @@ const PRINTED: &[(&str, &str, &str)] = &[
     (
         "deploy/tomcat",
         "NAME READY UP-TO-DATE AVAILABLE AGE CONTAINERS IMAGES SELECTOR",
-        "tomcat 0/2 0 0 c tomcat:9 app=tomcat",
+        "tomcat 0/0 0 0 c tomcat:9 app=tomcat",
     ),
     (
         "rs/rs",

@@ -1,5 +1,10 @@
 //! Controllers: clients of the API like any other.
 
 pub mod endpointslice;
+mod events;
 pub mod gc;
+pub mod nodes;
+mod objects;
+mod placement;
 mod queue;
+pub mod workloads;
