@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 
 use crate::devices;
 use crate::kernel::Sizes;
+use crate::overlay::flags::{NetworkArgs, NetworkConfig};
 use crate::proxyconfig::{self, KubeProxyConfiguration, ProxyFlags};
 
 /// Where the agent's socket and lock are.
@@ -123,6 +124,8 @@ pub struct AgentArgs {
     #[arg(long, value_enum, default_value_t = EbpfLogLevel::Off)]
     ebpf_log_level: EbpfLogLevel,
     #[command(flatten)]
+    network: NetworkArgs,
+    #[command(flatten)]
     log: KlogFlags,
     #[command(flatten)]
     proxy: ProxyFlags,
@@ -223,6 +226,8 @@ pub struct AgentConfig {
     pub settings: Settings,
     /// How often the maps are audited; zero: never.
     pub audit_period: Duration,
+    /// The pod network; `None`: it is somebody else's business.
+    pub network: Option<NetworkConfig>,
     /// kube-proxy's rules are removed.
     pub take_over: bool,
     /// 0 (off) to 5.
@@ -287,8 +292,10 @@ impl TryFrom<AgentArgs> for AgentConfig {
                 .verbosity
                 .or((logging.verbosity > 0).then_some(logging.verbosity)),
         };
+        let network = args.network.config(&node_name)?;
         Ok(Self {
             node_name,
+            network,
             source,
             healthz_bind_address: address("healthzBindAddress", &proxy.healthz_bind_address)?,
             metrics_bind_address: address("metricsBindAddress", &proxy.metrics_bind_address)?,

@@ -37,6 +37,7 @@ use crate::failure;
 use crate::healthcheck;
 use crate::kernel::{self, Kernel};
 use crate::nodeaddr;
+use crate::overlay;
 use crate::proxyconfig;
 use crate::source::Update;
 use crate::takeover;
@@ -224,6 +225,14 @@ pub async fn run(config: AgentConfig) -> anyhow::Result<()> {
             let _stopping = fatal.send(error).await;
         });
     }
+
+    let _network = match (&config.network, &client) {
+        (Some(network), Some(client)) => {
+            let started = overlay::run::start(network.clone(), client.clone(), fatal.clone());
+            Some(started.context("start the pod network")?)
+        }
+        _ => None,
+    };
 
     events.starting();
     let source = connect::start_source(&config, client, updates);

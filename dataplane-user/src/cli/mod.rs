@@ -62,6 +62,9 @@ enum Command {
     /// Backends as the kernel has them
     #[command(subcommand)]
     Backend(ListCommand),
+    /// Addresses of this node's pods
+    #[command(subcommand)]
+    Ipam(IpamCommand),
     /// What the agent of this node does
     Status(ShowArgs),
     /// Remove every trace of Beeline from the kernel
@@ -74,6 +77,22 @@ enum Command {
 enum ListCommand {
     /// List them
     List(ShowArgs),
+}
+
+#[derive(Debug, Subcommand)]
+enum IpamCommand {
+    /// List them
+    List(IpamArgs),
+}
+
+#[derive(Debug, Args)]
+struct IpamArgs {
+    /// Output format
+    #[arg(short, long, value_enum, default_value_t = Output::Text)]
+    output: Output,
+    /// Socket of the CNI plugin
+    #[arg(long, default_value = beeline_cni::protocol::DEFAULT_SOCKET)]
+    cni_socket: PathBuf,
 }
 
 #[derive(Debug, Args)]
@@ -200,6 +219,13 @@ fn run(command: Command, log: &LogArgs, flags: BTreeMap<String, String>) -> anyh
             let services: Services = single()?.block_on(client::get(&args.state_dir, "/services"))?;
             let backends = show::backends(&services);
             show::print(&args.output_of(&backends, |_| show::backend_table(&backends))?)
+        }
+        Command::Ipam(IpamCommand::List(args)) => {
+            let list = crate::cni::list::ask(&args.cni_socket)?;
+            show::print(&match args.output {
+                Output::Json => format!("{}\n", serde_json::to_string_pretty(&list)?),
+                Output::Text | Output::Wide => crate::cni::list::table(&list),
+            })
         }
         Command::Status(args) => {
             let status: Status = single()?.block_on(client::get(&args.state_dir, "/status"))?;

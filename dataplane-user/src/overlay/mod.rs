@@ -6,11 +6,13 @@
 
 pub mod diff;
 pub mod engine;
+pub mod flags;
 pub mod flannel;
 pub mod netconf;
 pub mod netlink;
 pub mod nodes;
 pub mod plan;
+pub mod run;
 pub mod snapshot;
 pub(crate) mod sysctl;
 pub mod uplink;

@@ -11,6 +11,7 @@ mod failure;
 mod harness;
 mod isolation;
 mod kube_proxy;
+mod pod_network;
 mod restart;
 mod scene;
 mod takeover;

@@ -1,0 +1,96 @@
+//! Flags of the agent for the pod network, with flannel's names where flannel has them (spec cni-overlay 1.2).
+
+use std::net::{Ipv4Addr, Ipv6Addr};
+use std::path::PathBuf;
+
+use beeline_cni::protocol::{DEFAULT_SOCKET, DEFAULT_STATE_DIR};
+use clap::Args;
+
+use super::engine::Settings;
+use super::flannel::{DEFAULT_PREFIX, Prefix};
+use super::netconf::NetConf;
+use crate::cni;
+use crate::config::Unusable;
+
+/// Flags of `beeline agent` for the pod network.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Pod network")]
+pub struct NetworkArgs {
+    /// flannel's net-conf.json: connect this node's pods with those of other nodes, and serve the CNI plugin
+    #[arg(long, value_name = "FILE", conflicts_with = "dir")]
+    net_config_path: Option<PathBuf>,
+    /// Device that reaches other nodes, by name or address [default: that of the default route]
+    #[arg(long, value_name = "NAME")]
+    iface: Option<String>,
+    /// Where other nodes send to [default: the address of the device]
+    #[arg(long)]
+    public_ip: Option<Ipv4Addr>,
+    /// Where other nodes send to [default: the address of the device]
+    #[arg(long)]
+    public_ipv6: Option<Ipv6Addr>,
+    /// Start of the names of the annotations that nodes tell each other
+    #[arg(long, default_value = DEFAULT_PREFIX, value_parser = Prefix::new)]
+    kube_annotation_prefix: Prefix,
+    /// Where flannel's CNI plugin finds the network; empty: not written
+    #[arg(long, default_value = "/run/flannel/subnet.env")]
+    subnet_file: PathBuf,
+    /// Socket of the CNI plugin
+    #[arg(long, default_value = DEFAULT_SOCKET)]
+    cni_socket: PathBuf,
+    /// Where attachments and addresses of pods are kept
+    #[arg(long, default_value = DEFAULT_STATE_DIR)]
+    cni_state_dir: PathBuf,
+    /// Addresses that the host-local plugin gave out: they are not given out again
+    #[arg(long, default_value = "/var/lib/cni/networks/cbr0")]
+    host_local_dir: PathBuf,
+}
+
+/// The pod network's settings.
+#[derive(Clone, Debug)]
+pub struct NetworkConfig {
+    /// Of the overlay.
+    pub settings: Settings,
+    /// Of the CNI plugin's requests.
+    pub cni: cni::Config,
+    /// Socket of the CNI plugin.
+    pub socket: PathBuf,
+}
+
+impl NetworkArgs {
+    /// Settings for a node; `None`: the pod network is somebody else's business.
+    ///
+    /// # Errors
+    ///
+    /// When net-conf.json cannot be used.
+    pub fn config(&self, node_name: &str) -> Result<Option<NetworkConfig>, Unusable> {
+        let Some(path) = &self.net_config_path else {
+            return Ok(None);
+        };
+        let wrong = |error: &dyn std::fmt::Display| {
+            Unusable(format!("--net-config-path {}: {error}", path.display()))
+        };
+        let text = std::fs::read_to_string(path).map_err(|error| wrong(&error))?;
+        let conf = NetConf::parse(&text).map_err(|error| wrong(&error))?;
+        let settings = Settings {
+            conf,
+            prefix: self.kube_annotation_prefix.clone(),
+            node_name: node_name.to_owned(),
+            iface: self.iface.clone(),
+            public_v4: self.public_ip,
+            public_v6: self.public_ipv6,
+            subnet_file: Some(self.subnet_file.clone()).filter(|path| !path.as_os_str().is_empty()),
+            masquerade: false,
+            own_range: true,
+        };
+        let cni = cni::Config {
+            state_dir: self.cni_state_dir.clone(),
+            host_local: Some(self.host_local_dir.clone()),
+            ..cni::Config::default()
+        };
+        Ok(Some(NetworkConfig {
+            settings,
+            cni,
+            socket: self.cni_socket.clone(),
+        }))
+    }
+}

@@ -1,0 +1,261 @@
+//! Pods whose network the agent makes: through the CNI plugin, over the overlay, with nodes from the API.
+
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use beeline_tests::cluster::Node;
+use beeline_tests::netns::NetNs;
+use beeline_tests::process::{self, Process};
+use beeline_tests::{Agent, AgentOptions, Cluster, ControlPlane, program, wait_for};
+use serde_json::{Value, json};
+
+pub(crate) const NET_CONF: &str = r#"{"Network": "10.244.0.0/16", "EnableIPv6": true,
+    "IPv6Network": "fd00:10:244::/48", "Backend": {"Type": "vxlan"}}"#;
+const SERVICE: &str = "10.96.7.7";
+
+/// Flags of an agent that has everything of the pod network in its node's directory.
+pub(crate) fn options(plane: &ControlPlane, node: &Node, net_conf: &str) -> AgentOptions {
+    let conf = node.state().join("net-conf.json");
+    std::fs::write(&conf, net_conf).unwrap();
+    let path = |name: &str| node.state().join(name).display().to_string();
+    AgentOptions::kubeconfig(plane.kubeconfig())
+        .flag("--net-config-path", conf.display())
+        .flag("--subnet-file", path("subnet.env"))
+        .flag("--cni-socket", path("cni.sock"))
+        .flag("--cni-state-dir", path("cni"))
+        .flag("--host-local-dir", path("host-local"))
+}
+
+/// The plugin's configuration for a node.
+pub(crate) fn plugin_config(node: &Node) -> Value {
+    json!({
+        "type": "beeline-cni",
+        "socket": node.state().join("cni.sock"),
+        "stateDir": node.state().join("cni"),
+        "capabilities": {"portMappings": true},
+    })
+}
+
+/// A pod that only the plugin made.
+pub(crate) struct CniPod<'a> {
+    node: &'a Node,
+    id: String,
+    netns: NetNs,
+    pub(crate) v4: String,
+    pub(crate) v6: String,
+    echo: Option<Process>,
+}
+
+impl<'a> CniPod<'a> {
+    pub(crate) fn new(node: &'a Node, name: &str) -> Self {
+        let netns = NetNs::create(&format!("{}-{name}", node.host().netns().name())).unwrap();
+        let result = plugin(node, "ADD", name, netns.name());
+        let address = |i: usize| {
+            let cidr = result["ips"][i]["address"].as_str().unwrap();
+            cidr.split('/').next().unwrap().to_owned()
+        };
+        Self {
+            node,
+            id: name.to_owned(),
+            v4: address(0),
+            v6: address(1),
+            netns,
+            echo: None,
+        }
+    }
+
+    /// A command in the pod, in the cgroup of its node.
+    fn command(&self, program: &str) -> Command {
+        let mut command = self.node.host().command("ip").unwrap();
+        command.args(["netns", "exec", self.netns.name(), program]);
+        command
+    }
+
+    fn echo(&mut self) {
+        let mut command = self.command(program("beeline-echo").unwrap().to_str().unwrap());
+        command.args(["--name", &self.id, "--port", "8080"]);
+        let log = self.node.state().join(format!("{}.log", self.id));
+        let process = Process::spawn(self.node.host(), &self.id, command, &log).unwrap();
+        let listening = |line: &str| line.contains("listening");
+        process
+            .wait_log("its listening", Duration::from_secs(5), listening)
+            .unwrap();
+        self.echo = Some(process);
+    }
+
+    /// What a web server answers, if it does.
+    pub(crate) fn get(&self, url: &str) -> Option<String> {
+        let mut command = self.command("curl");
+        command.args(["-s", "-f", "-m", "2", url]);
+        process::output(command)
+            .inspect_err(|error| eprintln!("{error:#}"))
+            .ok()
+    }
+
+    pub(crate) fn pings(&self, address: &str) -> bool {
+        let mut command = self.command("ping");
+        command.args(["-c", "1", "-W", "1", address]);
+        process::output(command).is_ok()
+    }
+}
+
+impl Drop for CniPod<'_> {
+    fn drop(&mut self) {
+        self.echo = None;
+        plugin(self.node, "DEL", &self.id, self.netns.name());
+    }
+}
+
+/// Runs the plugin's binary as a runtime does.
+fn plugin(node: &Node, command: &str, id: &str, netns: &str) -> Value {
+    let mut child = node
+        .host()
+        .command(program("beeline-cni").unwrap())
+        .unwrap()
+        .env("CNI_COMMAND", command)
+        .env("CNI_CONTAINERID", id)
+        .env("CNI_NETNS", format!("/run/netns/{netns}"))
+        .env("CNI_IFNAME", "eth0")
+        .env("CNI_PATH", "/")
+        .env("CNI_ARGS", format!("K8S_POD_NAMESPACE=default;K8S_POD_NAME={id}"))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut conf = plugin_config(node);
+    conf["cniVersion"] = "1.0.0".into();
+    conf["name"] = "bl".into();
+    serde_json::to_writer(child.stdin.take().unwrap(), &conf).unwrap();
+    let output = child.wait_with_output().unwrap();
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success(), "{command} {id}: {said}");
+    serde_json::from_str(&said).unwrap_or(Value::Null)
+}
+
+fn node_object(plane: &ControlPlane, node: &Node) -> Value {
+    serde_json::from_str(
+        &plane
+            .kubectl(&["get", "node", node.name(), "-o", "json"])
+            .unwrap(),
+    )
+    .unwrap()
+}
+
+pub(crate) fn wait_ready(plane: &ControlPlane, node: &Node, agent: &mut Agent) {
+    wait_for(
+        &format!("the pod network of {}", node.name()),
+        Duration::from_secs(20),
+        || {
+            agent.process.check_running()?;
+            let object = node_object(plane, node);
+            let conditions = object["status"]["conditions"]
+                .as_array()
+                .cloned()
+                .unwrap_or_default();
+            let works = conditions
+                .iter()
+                .any(|c| c["type"] == "NetworkUnavailable" && c["status"] == "False");
+            Ok(works.then_some(()))
+        },
+    )
+    .unwrap();
+}
+
+#[test]
+fn pods_of_the_plugin_reach_each_other_across_nodes_and_through_services() {
+    let cluster = Cluster::new().unwrap();
+    let plane = ControlPlane::start(&cluster).unwrap();
+    let nodes = [cluster.add_node().unwrap(), cluster.add_node().unwrap()];
+    let mut agents = Vec::new();
+    for node in &nodes {
+        plane.register_node(node).unwrap();
+        let mut agent = Agent::start_synced(node, &options(&plane, node, NET_CONF)).unwrap();
+        wait_ready(&plane, node, &mut agent);
+        agents.push(agent);
+    }
+    let annotations = node_object(&plane, &nodes[0])["metadata"]["annotations"].clone();
+    assert_eq!(
+        annotations["flannel.alpha.coreos.com/public-ip"],
+        nodes[0].v4().to_string()
+    );
+    assert_eq!(annotations["flannel.alpha.coreos.com/backend-type"], "vxlan");
+    let data = annotations["flannel.alpha.coreos.com/backend-data"]
+        .as_str()
+        .unwrap();
+    assert!(data.starts_with(r#"{"VNI":1,"VtepMAC":""#), "{data}");
+
+    let mut web = CniPod::new(&nodes[0], "web");
+    web.echo();
+    let client = CniPod::new(&nodes[1], "client");
+    wait_for("pods of two nodes", Duration::from_secs(5), || {
+        Ok((client.pings(&web.v4) && client.pings(&web.v6)).then_some(()))
+    })
+    .unwrap();
+    assert!(web.pings(&client.v4) && web.pings(&client.v6));
+    let direct = client.get(&format!("http://{}:8080/source", web.v4)).unwrap();
+    assert!(direct.contains(&client.v4), "the source is kept: {direct}");
+
+    plane
+        .kubectl_stdin(&["apply"], &service(&web.v4, &nodes[0]))
+        .unwrap();
+    wait_for("the ClusterIP", Duration::from_secs(10), || {
+        Ok(client.get(&format!("http://{SERVICE}/")))
+    })
+    .unwrap();
+
+    // the agent may be gone: pods go on, and a new agent knows them
+    drop(agents.remove(0));
+    assert!(client.get(&format!("http://{SERVICE}/")).is_some());
+    let mut agent = Agent::start_synced(&nodes[0], &options(&plane, &nodes[0], NET_CONF)).unwrap();
+    wait_ready(&plane, &nodes[0], &mut agent);
+    let list = ipam(&nodes[0]);
+    let pods: Vec<&Value> = list["addresses"].as_array().unwrap().iter().collect();
+    assert_eq!(pods.len(), 2, "{list}");
+    assert_eq!(
+        (&pods[0]["pod"]["name"], &pods[0]["address"]),
+        (&json!("web"), &json!(web.v4))
+    );
+
+    // a node that goes is forgotten
+    plane.kubectl(&["delete", "node", nodes[1].name()]).unwrap();
+    wait_for("the node's route to go", Duration::from_secs(5), || {
+        let routes = nodes[0]
+            .host()
+            .output("ip", &["route", "show", "dev", "flannel.1"])?;
+        Ok(routes.is_empty().then_some(()))
+    })
+    .unwrap();
+}
+
+pub(crate) fn ipam(node: &Node) -> Value {
+    let socket = node.state().join("cni.sock");
+    let text = node
+        .host()
+        .output(
+            program("beeline").unwrap(),
+            &[
+                "ipam",
+                "list",
+                "-o",
+                "json",
+                "--cni-socket",
+                socket.to_str().unwrap(),
+            ],
+        )
+        .unwrap();
+    serde_json::from_str(&text).unwrap()
+}
+
+pub(crate) fn service(backend: &str, node: &Node) -> String {
+    let service = json!({
+        "apiVersion": "v1", "kind": "Service", "metadata": {"name": "web"},
+        "spec": {"clusterIP": SERVICE, "ports": [{"port": 80, "targetPort": 8080}]},
+    });
+    let slice = json!({
+        "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
+        "metadata": {"name": "web-1", "labels": {"kubernetes.io/service-name": "web"}},
+        "endpoints": [{"addresses": [backend], "nodeName": node.name(), "conditions": {"ready": true}}],
+        "ports": [{"port": 8080, "protocol": "TCP"}],
+    });
+    format!("---\n{service}\n---\n{slice}\n")
+}
