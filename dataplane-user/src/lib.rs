@@ -10,6 +10,7 @@ pub mod cni;
 pub mod config;
 pub mod devices;
 pub mod failure;
+pub mod flow;
 pub mod healthcheck;
 pub mod ipam;
 pub mod kernel;

@@ -76,6 +76,17 @@ impl Events {
         );
     }
 
+    /// There are nearly more flows than a map holds.
+    pub fn flows_crowded(&self, note: &str) {
+        self.say(
+            EventType::Warning,
+            "ConntrackPressure",
+            "CollectFlows",
+            note,
+            self.node.clone(),
+        );
+    }
+
     /// The health check port of a Service cannot be listened on.
     pub fn health_check_failed(&self, namespace: &str, name: &str, note: &str) {
         let service = ObjectReference {

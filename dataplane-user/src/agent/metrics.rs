@@ -16,11 +16,19 @@ use prometheus_client::registry::Registry;
 
 use super::process::Process;
 use super::rest::RestClient;
+use crate::flow::gc;
 
 /// Label of a map.
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct MapLabel {
     map: &'static str,
+}
+
+/// Labels of flows that were removed.
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct RemovedLabel {
+    map: &'static str,
+    reason: &'static str,
 }
 
 /// Label of an event in the programs.
@@ -182,6 +190,10 @@ pub struct Metrics {
     audit_differences: Family<MapLabel, Counter>,
     /// Unix time of the last comparison of the maps with what they should hold.
     pub last_audit: Gauge<f64, AtomicU64>,
+    flow_entries: Family<MapLabel, Gauge>,
+    flow_max_entries: Family<MapLabel, Gauge>,
+    flow_pressure: Family<MapLabel, Gauge>,
+    flows_removed: Family<RemovedLabel, Counter>,
     process: Process,
 }
 
@@ -223,6 +235,10 @@ impl Metrics {
             backend_probes: Family::default(),
             audit_differences: Family::default(),
             last_audit: Gauge::default(),
+            flow_entries: Family::default(),
+            flow_max_entries: Family::default(),
+            flow_pressure: Family::default(),
+            flows_removed: Family::default(),
             process: Process::default(),
             registry: Registry::default(),
         };
@@ -361,6 +377,26 @@ impl Metrics {
             Box::new(m.backend_probes.clone()),
         );
         add(
+            "beeline_conntrack_entries",
+            "Entries for flows from other hosts, two for each flow",
+            Box::new(m.flow_entries.clone()),
+        );
+        add(
+            "beeline_conntrack_max_entries",
+            "Entries for flows from other hosts that fit",
+            Box::new(m.flow_max_entries.clone()),
+        );
+        add(
+            "beeline_conntrack_pressure",
+            "1 while flows are removed before their time, or nothing but live connections is left in a map that is nearly full",
+            Box::new(m.flow_pressure.clone()),
+        );
+        add(
+            "beeline_conntrack_removed",
+            "Flows removed, by reason: expired, or before their time: closing, half_open, datagram; broken ones are made anew",
+            Box::new(m.flows_removed.clone()),
+        );
+        add(
             "process_resident_memory_bytes",
             "Resident memory of the agent",
             Box::new(m.process.resident.clone()),
@@ -459,6 +495,31 @@ impl<M: prometheus_client::registry::Metric> Register for M {
 }
 
 impl Metrics {
+    /// What a round of collecting flows found and did.
+    pub fn flows(&self, map: &'static str, round: &gc::Round) {
+        let label = MapLabel { map };
+        let gauge = |family: &Family<MapLabel, Gauge>, value| {
+            family.get_or_create(&label).set(value);
+        };
+        gauge(
+            &self.flow_entries,
+            i64::try_from(round.entries).unwrap_or(i64::MAX),
+        );
+        gauge(&self.flow_max_entries, round.capacity.into());
+        gauge(&self.flow_pressure, round.pressure().into());
+        for (reason, count) in [
+            ("expired", round.expired),
+            ("broken", round.broken),
+            ("closing", round.closing),
+            ("half_open", round.half_open),
+            ("datagram", round.datagram),
+        ] {
+            self.flows_removed
+                .get_or_create(&RemovedLabel { map, reason })
+                .inc_by(count as u64);
+        }
+    }
+
     /// Fill of the maps.
     pub fn set_fill(&self, fill: &[Fill]) {
         for fill in fill {

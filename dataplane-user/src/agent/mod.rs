@@ -23,7 +23,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use dataplane_common::abi::ABI_VERSION;
+use dataplane_common::abi::{ABI_VERSION, map_name};
 use dataplane_model::program::{Maps, Programmer};
 use jiff::Timestamp;
 use tokio::signal::unix::{SignalKind, signal};
@@ -34,6 +34,7 @@ use tracing::{debug, info, warn};
 use crate::config::{AgentConfig, SourceConfig};
 use crate::devices::{self, Devices};
 use crate::failure;
+use crate::flow::gc;
 use crate::healthcheck;
 use crate::kernel::{self, Kernel};
 use crate::nodeaddr;
@@ -175,6 +176,7 @@ pub async fn run(config: AgentConfig) -> anyhow::Result<()> {
     };
     let devices = Devices::new(device_settings, kernel.nic(), kernel.device_table()?);
     tokio::spawn(devices.follow(state.node_addresses()));
+    tokio::spawn(collect_flows(&config, &kernel, &shared, events.clone())?);
 
     let (suspects, suspected) = watch::channel(Vec::new());
     tokio::spawn(failure::run(
@@ -273,6 +275,32 @@ pub async fn run(config: AgentConfig) -> anyhow::Result<()> {
 /// Does only what needs the most rights, as kube-proxy's `--init-only`.
 pub fn init_only(config: &AgentConfig) {
     set_connection_tracking(config);
+}
+
+/// Collects the flows of the packet programs, with kube-proxy's timeouts where they are set.
+fn collect_flows(
+    config: &AgentConfig,
+    kernel: &Kernel,
+    shared: &Arc<Shared>,
+    events: Events,
+) -> Result<impl Future<Output = ()> + use<>, kernel::KernelError> {
+    let maps = vec![
+        (map_name::CONNTRACK, kernel.flows()?),
+        (map_name::NAT, kernel.masqueraded_flows()?),
+    ];
+    let shared = Arc::clone(shared);
+    let timeouts = gc::Timeouts::new(&config.proxy.conntrack);
+    Ok(gc::keep(maps, timeouts, move |map, round, begun| {
+        shared.metrics.flows(map, round);
+        if begun {
+            let note = format!(
+                "map {map} holds {} of {} entries: flows are removed before their time (--max-conntrack, --max-nat)",
+                round.entries, round.capacity
+            );
+            warn!("{note}");
+            events.flows_crowded(&note);
+        }
+    }))
 }
 
 fn set_connection_tracking(config: &AgentConfig) -> conntrack::Report {

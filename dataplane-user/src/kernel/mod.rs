@@ -8,6 +8,7 @@ mod attach;
 mod cleanup;
 mod devices;
 mod events;
+mod flows;
 mod handback;
 mod logs;
 mod maps;
@@ -32,6 +33,7 @@ pub use arrays::StatsReader;
 pub use cleanup::cleanup;
 pub use devices::DeviceTable;
 pub use events::{BackendReader, Events, socket_addr};
+pub use flows::FlowTable;
 pub use handback::{served_families, stop_new_connections};
 pub use maps::RealMaps;
 pub use nic::{Direction, Hook, NicPrograms, PacketRun};
@@ -350,6 +352,24 @@ impl Kernel {
     #[must_use]
     pub fn nic(&self) -> NicPrograms {
         self.nic.clone()
+    }
+
+    /// Flows of services (`CONNTRACK`).
+    ///
+    /// # Errors
+    ///
+    /// If the pin is gone or cannot be read.
+    pub fn flows(&self) -> Result<FlowTable, KernelError> {
+        FlowTable::open(&self.info.pin_dir, map_name::CONNTRACK)
+    }
+
+    /// Masqueraded flows (`NAT`).
+    ///
+    /// # Errors
+    ///
+    /// If the pin is gone or cannot be read.
+    pub fn masqueraded_flows(&self) -> Result<FlowTable, KernelError> {
+        FlowTable::open(&self.info.pin_dir, map_name::NAT)
     }
 
     /// Which devices the packet programs serve.

@@ -10,6 +10,7 @@ use std::path::Path;
 // Numbers of enum bpf_cmd, include/uapi/linux/bpf.h.
 const BPF_MAP_LOOKUP_ELEM: libc::c_int = 1;
 const BPF_MAP_UPDATE_ELEM: libc::c_int = 2;
+const BPF_MAP_DELETE_ELEM: libc::c_int = 3;
 const BPF_MAP_GET_NEXT_KEY: libc::c_int = 4;
 const BPF_OBJ_PIN: libc::c_int = 6;
 const BPF_OBJ_GET: libc::c_int = 7;
@@ -227,6 +228,14 @@ pub(super) fn map_lookup(map: BorrowedFd<'_>, key: &[u8], value: &mut [u8]) -> i
 pub(super) fn map_update(map: BorrowedFd<'_>, key: &[u8], value: &[u8], flags: u64) -> io::Result<()> {
     let mut attr = ElementAttr::new(map, key.as_ptr() as u64, value.as_ptr() as u64, flags);
     bpf(BPF_MAP_UPDATE_ELEM, &mut attr).map(drop)
+}
+
+/// Removes an entry. False if the key is not there.
+pub(super) fn map_delete(map: BorrowedFd<'_>, key: &[u8]) -> io::Result<bool> {
+    found(bpf(
+        BPF_MAP_DELETE_ELEM,
+        &mut ElementAttr::new(map, key.as_ptr() as u64, 0, 0),
+    ))
 }
 
 /// Finds the key behind this one, or the first. False behind the last.

@@ -123,8 +123,54 @@ impl RawMap {
         }
     }
 
+    /// Shows every entry to `visit`, without holding them all at once, and gives how many there were.
+    pub(super) fn visit(&self, visit: &mut dyn FnMut(&[u8], &[u8])) -> Result<usize, KernelError> {
+        let mut count = 0;
+        let mut visit_all = |keys: &[u8], values: &[u8]| {
+            let keys = keys.chunks_exact(self.key_size.max(1));
+            for (key, value) in keys.zip(values.chunks_exact(self.value_size.max(1))) {
+                count += 1;
+                visit(key, value);
+            }
+        };
+        match self.batches(&mut visit_all) {
+            // before 5.6
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) || is_unsupported(&error) => {
+                let all = self
+                    .one_by_one()
+                    .map_err(|source| self.error("read the entries of", source))?;
+                visit_all(&all.keys, &all.values);
+            }
+            other => other.map_err(|source| self.error("read the entries of", source))?,
+        }
+        Ok(count)
+    }
+
+    /// Reads an entry into `value`, which has its size. False if there is none.
+    pub(super) fn get(&self, key: &[u8], value: &mut [u8]) -> Result<bool, KernelError> {
+        syscall::map_lookup(self.fd.as_fd(), key, value)
+            .map_err(|source| self.error("read an entry of", source))
+    }
+
+    /// Removes an entry. False if there is none.
+    pub(super) fn remove(&self, key: &[u8]) -> Result<bool, KernelError> {
+        syscall::map_delete(self.fd.as_fd(), key).map_err(|source| self.error("remove an entry of", source))
+    }
+
+    pub(super) fn max_entries(&self) -> u32 {
+        self.max_entries
+    }
+
     fn in_batches(&self) -> io::Result<Entries> {
         let mut all = self.empty();
+        self.batches(&mut |keys, values| {
+            all.keys.extend(keys);
+            all.values.extend(values);
+        })?;
+        Ok(all)
+    }
+
+    fn batches(&self, take: &mut dyn FnMut(&[u8], &[u8])) -> io::Result<()> {
         let mut size = BATCH.min(self.max_entries.max(1));
         // what the kernel calls a batch is a bucket's number or a key
         let mut position: Option<Vec<u8>> = None;
@@ -146,15 +192,16 @@ impl RawMap {
                     size = size.saturating_mul(2);
                     continue;
                 }
-                Err(error) if error.raw_os_error() != Some(libc::ENOENT) => return result.map(|()| all),
+                Err(error) if error.raw_os_error() != Some(libc::ENOENT) => return result,
                 _ => {}
             }
             let count = count as usize;
-            all.keys.extend(keys.iter().take(count * self.key_size));
-            all.values.extend(values.iter().take(count * self.value_size));
+            keys.truncate(count * self.key_size);
+            values.truncate(count * self.value_size);
+            take(&keys, &values);
             // ENOENT: that was the last
             if result.is_err() {
-                return Ok(all);
+                return Ok(());
             }
             position = Some(next);
         }

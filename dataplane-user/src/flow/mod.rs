@@ -1,0 +1,3 @@
+//! Flows that the packet programs know.
+
+pub mod gc;
