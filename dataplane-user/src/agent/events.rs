@@ -3,7 +3,11 @@
 
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::ObjectReference;
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{Event as CoreEvent, EventSource, ObjectReference};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta, Time};
+use kube::Api;
+use kube::api::PostParams;
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use tokio::sync::{mpsc, oneshot};
 use tracing::{debug, warn};
@@ -39,7 +43,7 @@ impl Events {
                 instance: Some(format!("{CONTROLLER}-{node_name}")),
             };
             let (sender, receiver) = mpsc::channel(QUEUE);
-            tokio::spawn(send_all(Recorder::new(client, reporter), receiver));
+            tokio::spawn(send_all(client, reporter, receiver));
             sender
         });
         Self {
@@ -130,10 +134,11 @@ impl Events {
     }
 }
 
-async fn send_all(recorder: Recorder, mut queue: mpsc::Receiver<Item>) {
+async fn send_all(client: kube::Client, reporter: Reporter, mut queue: mpsc::Receiver<Item>) {
+    let recorder = Recorder::new(client.clone(), reporter);
     while let Some(item) = queue.recv().await {
         match item {
-            Item::Event(event) => send(&recorder, &event.0, &event.1).await,
+            Item::Event(event) => send(&client, &recorder, &event.0, &event.1).await,
             Item::Flush(done) => {
                 let _gone = done.send(());
             }
@@ -141,16 +146,16 @@ async fn send_all(recorder: Recorder, mut queue: mpsc::Receiver<Item>) {
     }
 }
 
-async fn send(recorder: &Recorder, event: &Event, regarding: &ObjectReference) {
+async fn send(client: &kube::Client, recorder: &Recorder, event: &Event, regarding: &ObjectReference) {
     let mut pause = PAUSE;
     for attempt in 1..=ATTEMPTS {
         match recorder.publish(event, regarding).await {
             Ok(()) => return,
+            // an API without events.k8s.io, such as a small one of our own
             Err(kube::Error::Api(status)) if status.code == 404 => {
-                debug!(
-                    reason = event.reason,
-                    "the API has no events.k8s.io, or not the namespace"
-                );
+                if let Err(error) = send_core(client, event, regarding).await {
+                    debug!(reason = event.reason, %error, "the API has no place for an event");
+                }
                 return;
             }
             // it will not like it better the next time
@@ -171,6 +176,48 @@ async fn send(recorder: &Recorder, event: &Event, regarding: &ObjectReference) {
         reason = event.reason,
         "an event could not be told in {ATTEMPTS} attempts"
     );
+}
+
+/// The same as an event of the core group.
+async fn send_core(
+    client: &kube::Client,
+    event: &Event,
+    regarding: &ObjectReference,
+) -> Result<(), kube::Error> {
+    let now = Timestamp::now();
+    let name = regarding.name.as_deref().unwrap_or(CONTROLLER);
+    let namespace = regarding.namespace.as_deref().unwrap_or("default");
+    let object = CoreEvent {
+        metadata: ObjectMeta {
+            name: Some(format!("{name}.{:x}", now.as_nanosecond())),
+            namespace: Some(namespace.into()),
+            ..ObjectMeta::default()
+        },
+        action: Some(event.action.clone()),
+        count: Some(1),
+        event_time: Some(MicroTime(now)),
+        first_timestamp: Some(Time(now)),
+        involved_object: regarding.clone(),
+        last_timestamp: Some(Time(now)),
+        message: event.note.clone(),
+        reason: Some(event.reason.clone()),
+        reporting_component: Some(CONTROLLER.into()),
+        reporting_instance: Some(CONTROLLER.into()),
+        source: Some(EventSource {
+            component: Some(CONTROLLER.into()),
+            host: None,
+        }),
+        type_: Some(
+            match event.type_ {
+                EventType::Normal => "Normal",
+                EventType::Warning => "Warning",
+            }
+            .into(),
+        ),
+        ..CoreEvent::default()
+    };
+    let events: Api<CoreEvent> = Api::namespaced(client.clone(), namespace);
+    events.create(&PostParams::default(), &object).await.map(drop)
 }
 
 #[cfg(test)]
@@ -262,6 +309,26 @@ mod tests {
         let posts = posts.lock().unwrap();
         assert_eq!(posts.len(), 1, "{posts:?}");
         assert_eq!(posts[0].1["reason"], "Starting");
+    }
+
+    #[tokio::test]
+    async fn an_api_without_the_group_gets_events_of_the_core_group() {
+        let (client, posts) = api(&[404]).await;
+        let events = Events::new(Some(client), "n");
+        events.health_check_failed("shop", "web", "in use");
+        events.flush(Duration::from_secs(20)).await;
+        let posts = posts.lock().unwrap();
+        let [(path, event)] = &posts[..] else {
+            panic!("{posts:?}")
+        };
+        assert_eq!(path, "/api/v1/namespaces/shop/events");
+        assert_eq!(event["involvedObject"]["name"], "web");
+        assert_eq!(event["reason"], "FailedToStartServiceHealthcheck");
+        assert_eq!(
+            (&event["message"], &event["type"]),
+            (&"in use".into(), &"Warning".into())
+        );
+        assert_eq!(event["source"]["component"], "kube-proxy");
     }
 
     #[tokio::test]
