@@ -9,6 +9,7 @@ mod cleanup;
 mod demo;
 mod failure;
 mod harness;
+mod health_check;
 mod isolation;
 mod kube_proxy;
 mod pod_network;
