@@ -95,10 +95,8 @@ fn read(maps: &impl Maps, word: SetWord) -> BTreeSet<u32> {
     slots
         .map(|i| {
             let row = maps.backend(maps.slot(i).unwrap().backend()).unwrap();
-            match row.addr.to_ip() {
-                std::net::IpAddr::V4(ip) => ip.to_bits() - first,
-                std::net::IpAddr::V6(ip) => panic!("{ip}"),
-            }
+            let ip: Ipv4Addr = row.addr.to_ip().to_string().parse().unwrap();
+            ip.to_bits() - first
         })
         .collect()
 }
