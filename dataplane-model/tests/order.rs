@@ -6,30 +6,55 @@ mod common;
 use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 
 use common::{CAPACITY, program, service, slice};
-use dataplane_common::abi::FrontendKey;
+use dataplane_common::abi::{FrontendKey, SetWord};
 use dataplane_model::program::{FakeMaps, Maps, Programmer};
 use dataplane_model::{Desired, DesiredService, Event, Model, ObjectName, Op, ServiceKey, diff};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use proptest::prelude::*;
 use serde_json::json;
 
-type Meaning = BTreeMap<FrontendKey, (u8, u32, u32, [Vec<(String, u8)>; 2])>;
+/// What a service is to those who enter by a frontend: kind and flags of the frontend; algorithm, flags and affinity of the
+/// service; its source ranges; sets; and who is in its tables.
+type Entered = (
+    (u8, u8),
+    (u32, u32, u32),
+    BTreeSet<(u32, String)>,
+    [Vec<(String, u8, u32)>; 2],
+    [BTreeSet<String>; 2],
+);
+type Meaning = BTreeMap<FrontendKey, Entered>;
 
 /// What a program in the kernel would read, without the ids.
 fn meaning(maps: &FakeMaps) -> Meaning {
     let mut out = Meaning::new();
+    let ranges = maps.source_ranges().unwrap();
     for (frontend, value) in maps.frontends().unwrap() {
         let row = maps.service(value.service).unwrap();
-        let sets = [row.cluster, row.local].map(|word| {
+        let read = |word: SetWord| -> Vec<(String, u8, u32)> {
             let slots = (word.base()..word.base() + word.count()).map(|i| maps.slot(i).unwrap());
             let rows = slots.map(|slot| {
                 assert_eq!(slot.service(), value.service);
                 let row = maps.backend(slot.backend()).unwrap();
-                (format!("{}:{}", row.addr, row.port), row.state)
+                (format!("{}:{}", row.addr, row.port), row.state, row.node)
             });
             rows.collect()
-        });
-        out.insert(frontend, (value.kind, row.algorithm, row.flags, sets));
+        };
+        let of_service = ranges
+            .iter()
+            .filter(|range| row.source_ranges != 0 && range.ranges == row.source_ranges);
+        let names = |word| read(word).into_iter().map(|(name, ..)| name).collect();
+        out.insert(
+            frontend,
+            (
+                (value.kind, value.flags),
+                (row.algorithm, row.flags, row.affinity_seconds),
+                of_service
+                    .map(|range| (range.prefix_len, range.addr.to_string()))
+                    .collect(),
+                [row.cluster, row.local].map(read),
+                [row.maglev, row.maglev_local].map(names),
+            ),
+        );
     }
     out
 }
@@ -39,11 +64,38 @@ fn event(object: u8, version: u8) -> Event {
     match object {
         0..=4 => {
             let name = format!("s{object}");
-            match version % 5 {
+            match version % 8 {
                 0 => Event::ServiceDeleted {
                     namespace: "ns".into(),
                     name,
                 },
+                // addresses that others want, too, and one of them has as its own
+                5 => service(
+                    &name,
+                    &format!("10.96.1.{object}"),
+                    &json!({
+                        "metadata": {"creationTimestamp": format!("202{}-01-01T00:00:00Z", object % 2)},
+                        "spec": {"type": "LoadBalancer", "externalIPs": ["10.96.0.1", "192.0.2.1"],
+                            "loadBalancerSourceRanges": [format!("198.51.{object}.0/24"), "2001:db8::/32"]},
+                        "status": {"loadBalancer": {"ingress": [{"ip": "203.0.113.7"}, {"ip": "192.0.2.1"}]}},
+                    }),
+                ),
+                6 => service(
+                    &name,
+                    &format!("10.96.1.{object}"),
+                    &json!({
+                        "metadata": {"annotations": {"beeline.dev/algorithm": "maglev"}},
+                        "spec": {"externalIPs": ["203.0.113.7"], "sessionAffinity": "ClientIP"},
+                    }),
+                ),
+                7 => service(
+                    &name,
+                    "10.96.0.1",
+                    &json!({"spec": {"clusterIPs": ["10.96.0.1", "fd00::1"], "ipFamilies": ["IPv4", "IPv6"],
+                        "externalIPs": ["2001:db8::9"],
+                        "ports": [{"name": "p", "port": 80, "nodePort": 30001},
+                            {"name": "p", "port": 80, "protocol": "UDP", "nodePort": 30001}]}}),
+                ),
                 1 => service(
                     &name,
                     "10.96.0.1",
@@ -95,7 +147,10 @@ fn event(object: u8, version: u8) -> Event {
         _ if version % 5 == 4 => Event::NodeDeleted { name: "n1".into() },
         _ => {
             let zone = if version.is_multiple_of(2) { "a" } else { "b" };
-            let node = json!({"metadata": {"name": "n1", "labels": {"topology.kubernetes.io/zone": zone}}});
+            let node = json!({
+                "metadata": {"name": "n1", "labels": {"topology.kubernetes.io/zone": zone}},
+                "status": {"addresses": [{"type": "InternalIP", "address": format!("198.51.{}.1", version % 5)}]},
+            });
             Event::NodeApplied(serde_json::from_value(node).unwrap())
         }
     }

@@ -85,7 +85,7 @@ impl Model {
             Event::NodeApplied(node) => self.apply_node(&node, &mut problems),
             Event::NodeDeleted { name } => {
                 if name == self.node_name {
-                    self.set_zone(None);
+                    self.forget_node();
                 }
             }
             Event::ServicesReplaced(list) => {
@@ -111,7 +111,7 @@ impl Model {
                     .find(|n| n.metadata.name.as_deref() == Some(&self.node_name));
                 match own {
                     Some(node) => self.apply_node(node, &mut problems),
-                    None => self.set_zone(None),
+                    None => self.forget_node(),
                 }
             }
             Event::ServiceCidrApplied(range) => self.apply_service_cidr(&range, &mut problems),

@@ -47,6 +47,11 @@ impl Model {
         self.set_node_ips(ips);
     }
 
+    pub(super) fn forget_node(&mut self) {
+        self.set_zone(None);
+        self.set_node_ips([None; 2]);
+    }
+
     fn set_node_ips(&mut self, ips: [Option<Addr>; 2]) {
         if self.node_ips != ips {
             self.node_ips = ips;
@@ -58,7 +63,7 @@ impl Model {
         }
     }
 
-    pub(super) fn set_zone(&mut self, zone: Option<String>) {
+    fn set_zone(&mut self, zone: Option<String>) {
         if self.zone != zone {
             self.zone = zone;
             self.mark_all(|entry| entry.slices.iter().any(|(_, slice)| !slice.zones.is_empty()));

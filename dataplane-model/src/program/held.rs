@@ -71,6 +71,8 @@ pub(super) struct AppliedTable {
     pub(super) members: Box<[u32]>,
     /// Restored, but not to be trusted.
     pub(super) unknown: bool,
+    /// When it gets the size that suits its set, if it has another.
+    pub(super) resize_at: Option<u64>,
 }
 
 /// Source ranges as the kernel has them.

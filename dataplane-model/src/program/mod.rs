@@ -20,7 +20,7 @@ mod suspects;
 mod tables;
 mod view;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use dataplane_common::abi::{Addr, FrontendKey, Slot};
@@ -89,6 +89,8 @@ pub struct Programmer<M> {
     /// Slots of tables in use.
     table_slots: u32,
     resting: Quarantine<Resting>,
+    /// When tables of which services may get another size, in order of time.
+    resizes: VecDeque<(u64, u32)>,
     /// What could not be done yet, newest wish only.
     pending: BTreeMap<ServiceKey, Pending>,
     writes: u64,
@@ -250,14 +252,16 @@ impl<M: Maps> Programmer<M> {
         self.pending.keys()
     }
 
-    /// When something that rests can be used again, on the clock of `now_ms`.
+    /// When [`Self::release`] has something to do, on the clock of `now_ms`.
     #[must_use]
     pub fn next_release(&self) -> Option<u64> {
-        self.resting.next_release()
+        let resize = self.resizes.front().map(|(at, _)| *at);
+        self.resting.next_release().into_iter().chain(resize).min()
     }
 
-    /// Makes what has rested long enough available again.
+    /// Makes what has rested long enough available again, and does what has waited for this time.
     pub fn release(&mut self, now_ms: u64) {
+        self.resize_tables(now_ms);
         if self.resting.next_release().is_none_or(|at| at > now_ms) {
             return;
         }

@@ -1,11 +1,12 @@
 //! After a restart: what the maps hold, read back.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use dataplane_common::abi::{
     Backend, FrontendKey, NO_ID, Service, SetWord, SourceRangeKey, backend_state, frontend_class,
     frontend_kind,
 };
+use dataplane_common::maglev;
 use hashbrown::HashMap;
 
 use super::access::net_of;
@@ -14,6 +15,7 @@ use super::held::{
     Applied, AppliedRanges, AppliedSet, AppliedTable, BackendRow, Backends, Member, Resting, Services,
 };
 use super::maps::{MapError, Maps, backend_node};
+use super::tables::KEEP_SIZE_MS;
 use super::{Programmer, QUARANTINE_MS};
 use crate::desired::{BackendState, Frontends, Offer, ServiceConfig, SetBackend, table};
 use crate::key::{BackendKey, Protocol};
@@ -42,6 +44,7 @@ impl<M: Maps> Programmer<M> {
             arena: Arena::new(capacity.slots),
             table_slots: 0,
             resting: Quarantine::new(QUARANTINE_MS),
+            resizes: VecDeque::new(),
             pending: BTreeMap::new(),
             writes: 0,
             released: Vec::new(),
@@ -185,10 +188,16 @@ impl<M: Maps> Programmer<M> {
             let members: Box<[u32]> = members.into_iter().map(|(_, id)| id).collect();
             self.count_ids(&members, true);
             self.table_slots += range.len;
+            let size = maglev::table_size(members.len());
+            let misfit = usize::try_from(range.len).is_ok_and(|len| len != 0 && len != size);
+            if misfit {
+                self.resizes.push_back((KEEP_SIZE_MS, service));
+            }
             AppliedTable {
                 range,
                 members,
                 unknown,
+                resize_at: misfit.then_some(KEEP_SIZE_MS),
             }
         });
         Some(Box::new(tables))

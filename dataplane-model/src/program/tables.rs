@@ -15,6 +15,29 @@ const TABLES: [(usize, u8, SetKind); 2] = [
     (1, table::LOCAL, SetKind::MaglevLocal),
 ];
 
+/// How long a table keeps its size when another suits its set better, in milliseconds.
+///
+/// With its size nearly every flow changes its backend, not only those of a backend that leaves. That must not happen when
+/// backends leave, because then it is that flows come without an entry: a node died, and its flows reach other nodes. Nor may
+/// what passes soon, as in a rolling update, change sizes. Later all nodes change to the same size, because it follows from
+/// the number of backends.
+pub(super) const KEEP_SIZE_MS: u64 = 600_000;
+
+/// The size for a set of `count`, and when it is to be looked at again.
+fn wanted_size(old: Option<&AppliedTable>, count: usize, now_ms: u64) -> (u32, Option<u64>) {
+    let size = u32::try_from(maglev::table_size(count)).unwrap_or(u32::MAX);
+    let Some(old) = old.filter(|old| old.range.len > 0 && old.range.len != size && size > 0) else {
+        return (size, None);
+    };
+    let far_too_small = size / 3 >= old.range.len;
+    let resize_at = old.resize_at.unwrap_or(now_ms + KEEP_SIZE_MS);
+    if far_too_small || resize_at <= now_ms {
+        (size, None)
+    } else {
+        (old.range.len, Some(resize_at))
+    }
+}
+
 impl<M: Maps> Programmer<M> {
     /// Brings a service's tables in step with its sets.
     pub(super) fn change_tables(&mut self, id: u32, now_ms: u64) -> Result<(), ProgramError> {
@@ -31,15 +54,16 @@ impl<M: Maps> Programmer<M> {
                 // every hash leads to the same backend without one
                 members = Box::default();
             }
+            let (size, resize_at) = wanted_size(old, members.len(), now_ms);
             match old {
-                Some(old) if !old.unknown && old.members == members => continue,
+                Some(old) if !old.unknown && old.members == members && old.range.len == size => continue,
                 None if members.is_empty() => continue,
                 _ => {}
             }
             let range = if members.is_empty() {
                 None
             } else {
-                self.lay_out_table(id, &members)?
+                self.lay_out_table(id, &members, size)?
             };
             if range.is_none() {
                 members = Box::default();
@@ -60,6 +84,7 @@ impl<M: Maps> Programmer<M> {
                     range,
                     members,
                     unknown: false,
+                    resize_at,
                 },
                 now_ms,
             );
@@ -83,6 +108,15 @@ impl<M: Maps> Programmer<M> {
         Ok(())
     }
 
+    /// Gives tables the size for which they have waited. What fails waits again.
+    pub(super) fn resize_tables(&mut self, now_ms: u64) {
+        while let Some((_, id)) = self.resizes.pop_front_if(|(at, _)| *at <= now_ms) {
+            if self.change_tables(id, now_ms).is_err() {
+                self.resizes.push_back((now_ms + KEEP_SIZE_MS, id));
+            }
+        }
+    }
+
     fn swap_table(&mut self, id: u32, at: usize, table: AppliedTable, now_ms: u64) {
         self.count_ids(&table.members, true);
         self.table_slots += table.range.len;
@@ -90,6 +124,11 @@ impl<M: Maps> Programmer<M> {
             return;
         };
         let tables = service.tables.get_or_insert_default();
+        if let Some(resize_at) = table.resize_at
+            && tables[at].resize_at.is_none()
+        {
+            self.resizes.push_back((resize_at, id));
+        }
         let old = std::mem::replace(&mut tables[at], table);
         if tables.iter().all(|table| table.range.len == 0 && !table.unknown) {
             service.tables = None;
@@ -104,13 +143,13 @@ impl<M: Maps> Programmer<M> {
         &mut self,
         service: u32,
         members: &[u32],
+        size: u32,
     ) -> Result<Option<super::alloc::Range>, ProgramError> {
-        let size = maglev::table_size(members.len());
         let budget = (self.maps.capacity().slots / 2).saturating_sub(self.table_slots);
-        if u32::try_from(size).is_ok_and(|size| size <= budget) {
+        if size <= budget {
             let rows = members.iter().filter_map(|id| self.backends.get(*id));
             let backends: Vec<(Addr, BePort)> = rows.map(|row| (row.key.addr, row.key.port)).collect();
-            let table = maglev::build(&backends, size);
+            let table = maglev::build(&backends, size as usize);
             let ids = table.into_iter().filter_map(|i| members.get(i as usize).copied());
             match self.lay_out(service, ids) {
                 Ok(range) => return Ok(Some(range)),

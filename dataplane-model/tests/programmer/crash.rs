@@ -219,9 +219,9 @@ fn take_up(left: Fated, b: &Desired, now: u64) -> Result<Programmer<Fated>, Test
 fn nothing_leaks(programmer: &mut Programmer<Fated>, b: &Desired, now: u64) -> Result<(), TestCaseError> {
     // what could not be settled is settled with the next change, whatever it is
     programmer.reconcile([], now);
-    // a removal that fails now rests once more
-    for rest in 1..=2 {
-        programmer.release(now + rest * QUARANTINE_MS);
+    // a removal that fails now rests once more, and tables keep their size for a while
+    for rest in [QUARANTINE_MS, 2 * QUARANTINE_MS, 1_000_000, 2_000_000, 3_000_000] {
+        programmer.release(now + rest);
     }
     let used: Vec<u32> = programmer.usage().iter().map(|fill| fill.used).collect();
     prop_assert_eq!(used, fill_of(b));

@@ -403,11 +403,12 @@ proptest! {
             }
         }
         let mut tries = 0;
-        while programmer.pending().next().is_some() {
+        while programmer.pending().next().is_some() || programmer.has_unclaimed() {
             tries += 1;
             now += 500;
             prop_assert!(tries < 500, "does not converge");
             programmer.retry(now);
+            programmer.prune(now);
             prop_assert_eq!(&programmer.maps().broken, &None);
         }
         prop_assert_eq!(meaning(programmer.maps()), wanted(states.last().unwrap()));
