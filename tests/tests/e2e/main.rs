@@ -6,6 +6,8 @@ mod api;
 mod bad_objects;
 mod capacity;
 mod cleanup;
+mod containerd;
+mod cri;
 mod demo;
 mod failure;
 mod harness;

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 pub(crate) const NET_CONF: &str = r#"{"Network": "10.244.0.0/16", "EnableIPv6": true,
     "IPv6Network": "fd00:10:244::/48", "Backend": {"Type": "vxlan"}}"#;
-const SERVICE: &str = "10.96.7.7";
+pub(crate) const SERVICE: &str = "10.96.7.7";
 
 /// Flags of an agent that has everything of the pod network in its node's directory.
 pub(crate) fn options(plane: &ControlPlane, node: &Node, net_conf: &str) -> AgentOptions {
