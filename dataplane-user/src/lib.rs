@@ -18,5 +18,6 @@ pub mod nodeaddr;
 pub mod overlay;
 pub mod persist;
 pub mod proxyconfig;
+mod serve;
 pub mod source;
 pub mod takeover;

@@ -11,6 +11,7 @@ use axum::extract::{RawQuery, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{any, get};
+use hyper_util::service::TowerToHyperService;
 use jiff::Timestamp;
 use serde_json::Value;
 use tokio::net::{TcpListener, TcpSocket, UnixListener};
@@ -22,6 +23,7 @@ use super::slis::Slis;
 use super::state::Shared;
 use super::view::{Services, Status};
 use super::zpages::ZPages;
+use crate::serve;
 
 /// Pause before a bind is tried again, kube-proxy's.
 const BIND_PAUSE: Duration = Duration::from_secs(5);
@@ -240,7 +242,7 @@ fn bind(addr: SocketAddr) -> std::io::Result<TcpListener> {
 ///
 /// # Errors
 ///
-/// If it cannot listen there and `hard_fail` says that this is fatal; or if serving ends.
+/// If it cannot listen there and `hard_fail` says that this is fatal.
 pub async fn serve(
     name: &'static str,
     addr: SocketAddr,
@@ -262,7 +264,8 @@ pub async fn serve(
         }
     };
     info!(%addr, "{name} server listens");
-    axum::serve(listener, router).await
+    serve::http1(listener, TowerToHyperService::new(router)).await;
+    Ok(())
 }
 
 /// Makes the local socket; only its owner may use it. The caller holds the state directory's lock, so what is there is left
@@ -286,7 +289,6 @@ mod tests {
     use axum::body::Body;
     use axum::http::Request as HttpRequest;
     use http_body_util::BodyExt as _;
-    use hyper_util::service::TowerToHyperService;
 
     use super::super::health::Health;
     use super::*;

@@ -162,6 +162,9 @@ pub struct Metrics {
     pub endpoint_changes_pending: Gauge,
     /// Services that a `Local` policy leaves without endpoints though there are some elsewhere.
     pub no_local_endpoints: Family<PolicyLabel, Gauge>,
+    /// Syncs after which a service of the family was not as desired because the kernel refused. kube-proxy has it in the
+    /// mode whose behaviour is ours.
+    pub sync_failures: Family<FamilyLabel, Counter>,
     /// Unix time of the last successful sync, by family.
     pub last_sync: Family<FamilyLabel, Gauge<f64, AtomicU64>>,
     /// Unix time when a sync was last asked for.
@@ -217,6 +220,7 @@ impl Metrics {
             service_changes_pending: Gauge::default(),
             endpoint_changes_pending: Gauge::default(),
             no_local_endpoints: Family::default(),
+            sync_failures: Family::default(),
             last_sync: Family::default(),
             last_queued: Family::default(),
             service_changes: Counter::default(),
@@ -295,6 +299,11 @@ impl Metrics {
             "beeline_audit_last_timestamp_seconds",
             "Unix time when the maps were last compared with what they should hold",
             Box::new(m.last_audit.clone()),
+        );
+        add(
+            "kubeproxy_sync_proxy_rules_nftables_sync_failures",
+            "Syncs that left a service other than desired because the kernel refused",
+            Box::new(m.sync_failures.clone()),
         );
         add(
             "kubeproxy_sync_proxy_rules_last_timestamp_seconds",
@@ -451,6 +460,9 @@ impl Metrics {
             .set(1);
         add("beeline_build_info", "Always 1", Box::new(build));
         // A rate over a counter needs to see it at 0 first.
+        for family in [dataplane_model::Family::V4, dataplane_model::Family::V6] {
+            drop(metrics.sync_failures.get_or_create(&FamilyLabel::of(family)));
+        }
         for code in [200, 503] {
             drop(metrics.healthz.get_or_create(&CodeLabel { code }));
             drop(metrics.livez.get_or_create(&CodeLabel { code }));

@@ -40,6 +40,7 @@ use crate::kernel::{self, Kernel};
 use crate::nodeaddr;
 use crate::overlay;
 use crate::proxyconfig;
+use crate::serve;
 use crate::source::Update;
 use crate::takeover;
 use connect::SourceTask;
@@ -68,6 +69,9 @@ pub async fn run(config: AgentConfig) -> anyhow::Result<()> {
     fs::create_dir_all(&config.state_dir)
         .with_context(|| format!("create state directory {}", config.state_dir.display()))?;
     let _lock = statedir::lock(&config.state_dir)?;
+    if let Err(error) = serve::raise_file_limit() {
+        debug!(%error, "the limit of open files stays as it is");
+    }
     let rest = RestClient::default();
     let client = connect::client(&config, &rest).await?;
     let events = Events::new(client.clone(), &config.node_name);

@@ -545,6 +545,11 @@ impl<M: Maps> State<M> {
                     .get_or_create(&FamilyLabel::of(family))
                     .set(unix_seconds(at));
                 self.last_sync = Some(at);
+            } else {
+                metrics
+                    .sync_failures
+                    .get_or_create(&FamilyLabel::of(family))
+                    .inc();
             }
         }
         metrics
@@ -718,6 +723,13 @@ pub(super) mod tests {
             status.failing
         );
         assert!(state.wants_retry());
+        let text = state.shared.metrics.text(&[]);
+        for line in [
+            "kubeproxy_sync_proxy_rules_nftables_sync_failures_total{ip_family=\"IPv4\"} 1",
+            "kubeproxy_sync_proxy_rules_nftables_sync_failures_total{ip_family=\"IPv6\"} 0",
+        ] {
+            assert!(text.lines().any(|l| l == line), "{line} is not in {text}");
+        }
         state.programmer.maps_mut().set_rate(0);
         state.retry();
         assert!(!state.wants_retry());

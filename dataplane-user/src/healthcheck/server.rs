@@ -5,26 +5,17 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
 
 use http::{Response, StatusCode, header};
 use http_body_util::Full;
 use hyper::body::Bytes;
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
 use serde_json::json;
-use tokio::net::{TcpListener, TcpSocket, TcpStream};
-use tokio::task::{JoinHandle, JoinSet};
-use tracing::debug;
+use tokio::net::TcpSocket;
+use tokio::task::JoinHandle;
 
 use super::Healthy;
-
-/// Connections of one port at a time; more wait. It is open to the network.
-const MOST_CONNECTIONS: usize = 256;
-/// Longest silence before a request.
-const IDLE: Duration = Duration::from_secs(30);
-/// Pause after the system has no file descriptors or memory left.
-const EXHAUSTED: Duration = Duration::from_millis(100);
+use crate::serve;
 
 /// Whom a listener answers for.
 #[derive(Clone)]
@@ -92,7 +83,11 @@ impl Listener {
         let listener = socket.listen(128)?;
         subject.local_endpoints.store(local_endpoints, Ordering::Relaxed);
         let local_endpoints = Arc::clone(&subject.local_endpoints);
-        let task = tokio::spawn(accept(listener, subject));
+        let service = service_fn(move |_request| {
+            let answer = subject.answer();
+            async move { Ok::<_, Infallible>(answer) }
+        });
+        let task = tokio::spawn(serve::http1(listener, service));
         Ok(Self {
             local_endpoints,
             task,
@@ -114,39 +109,5 @@ impl Listener {
 impl Drop for Listener {
     fn drop(&mut self) {
         self.task.abort();
-    }
-}
-
-async fn accept(listener: TcpListener, subject: Subject) {
-    // dropped with the task, and then they end
-    let mut connections = JoinSet::new();
-    loop {
-        tokio::select! {
-            accepted = listener.accept(), if connections.len() < MOST_CONNECTIONS => match accepted {
-                Ok((stream, _)) => {
-                    connections.spawn(connection(stream, subject.clone()));
-                }
-                Err(error) => {
-                    debug!(%error, "a health check is not accepted");
-                    tokio::time::sleep(EXHAUSTED).await;
-                }
-            },
-            Some(_) = connections.join_next() => {}
-        }
-    }
-}
-
-async fn connection(stream: TcpStream, subject: Subject) {
-    let service = service_fn(move |_request| {
-        let answer = subject.answer();
-        async move { Ok::<_, Infallible>(answer) }
-    });
-    let ended = hyper::server::conn::http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(IDLE)
-        .serve_connection(TokioIo::new(stream), service)
-        .await;
-    if let Err(error) = ended {
-        debug!(%error, "a connection of a health check ends");
     }
 }

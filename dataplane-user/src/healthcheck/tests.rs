@@ -212,17 +212,3 @@ async fn a_port_in_use_is_said_once_and_taken_when_it_is_free() {
     status((V4, port), "200").await;
     assert_eq!(fixture.failures.lock().unwrap().len(), 1);
 }
-
-#[tokio::test]
-async fn a_client_that_says_nothing_does_not_keep_others_waiting() {
-    let fixture = Fixture::new(&[V4]);
-    let port = free_port().await;
-    fixture
-        .checks
-        .send_replace(vec![check("web", port, Some(1), None)]);
-    let mut silent = Vec::new();
-    for _ in 0..50 {
-        silent.push(connect((V4, port), true).await);
-    }
-    status((V4, port), "200").await;
-}
