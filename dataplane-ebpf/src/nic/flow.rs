@@ -94,6 +94,43 @@ pub(super) fn set_reverse_key(key: &mut FlowKey, head: &Head, flow: &Flow) {
     key.pad = 0;
 }
 
+/// A packet that goes to somebody without a service may begin a flow on the very tuple that an earlier one was translated
+/// to, if its client uses the port again: the answers are the new flow's from now on, and must not be translated. `key` of
+/// `scratch` is the packet's forward key.
+#[inline(always)]
+pub(super) fn give_way(scratch: &mut Scratch, now: u64) {
+    let head = &scratch.head;
+    if !opens(head) {
+        return;
+    }
+    let back = &mut scratch.other;
+    back.src = head.dst;
+    back.dst = head.src;
+    back.src_port = head.dst_port;
+    back.dst_port = head.src_port;
+    back.protocol = head.protocol;
+    back.role = flow_role::REVERSE;
+    back.pad = 0;
+    let Some(known) = CONNTRACK.get_ptr(&*back) else {
+        return;
+    };
+    // SAFETY: from a successful lookup.
+    let known = unsafe { &*known };
+    let ended = known.flags & (flow_flag::FIN | flow_flag::RST) != 0;
+    if head.protocol == protocol::TCP && !ended && now.saturating_sub(known.seen) < HALF_OPEN {
+        // the backend knows the tuple as that connection's, too
+        return;
+    }
+    let forward = &mut scratch.key;
+    forward.dst = known.addr;
+    forward.dst_port = known.port;
+    if known.client_port.to_be() != 0 {
+        forward.src_port = known.client_port;
+    }
+    let _ = CONNTRACK.remove(&*forward);
+    let _ = CONNTRACK.remove(&*back);
+}
+
 /// True if the packet goes the way that the entry says; false if it needs a new backend.
 #[inline(always)]
 pub(super) fn usable(flow: &Flow, head: &Head, other: &mut FlowKey, now: u64) -> bool {

@@ -194,7 +194,10 @@ fn towards_backend(
     }
     let pod = device.flags & device_flag::POD != 0;
     match service::choose(scratch, config, pod, now) {
-        Found::Nothing => return Err(PASS),
+        Found::Nothing => {
+            flow::give_way(scratch, now);
+            return Err(PASS);
+        }
         Found::Drop(reason) => return Err(drop_for(reason)),
         Found::Reject(reason) => {
             count(reason);

@@ -2,6 +2,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+mod addresses;
+mod affinity;
 mod api;
 mod bad_objects;
 mod capacity;
@@ -14,6 +16,8 @@ mod harness;
 mod health_check;
 mod isolation;
 mod kube_proxy;
+mod node_port;
+mod pair;
 mod pod_network;
 mod restart;
 mod scene;
