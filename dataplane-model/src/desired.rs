@@ -143,10 +143,14 @@ impl Frontends {
 
 impl<O: Into<Offer>> FromIterator<(FrontendKey, O)> for Frontends {
     fn from_iter<I: IntoIterator<Item = (FrontendKey, O)>>(frontends: I) -> Self {
-        let mut list: Box<[_]> = frontends
-            .into_iter()
-            .map(|(f, offer)| (f, offer.into()))
-            .collect();
+        let mut frontends = frontends.into_iter().map(|(f, offer)| (f, offer.into()));
+        let Some(first) = frontends.next() else {
+            return Self::default();
+        };
+        let Some(second) = frontends.next() else {
+            return Self(Box::new([first]));
+        };
+        let mut list: Box<[_]> = [first, second].into_iter().chain(frontends).collect();
         list.sort_unstable();
         Self(list)
     }

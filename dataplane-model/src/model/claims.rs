@@ -33,6 +33,11 @@ pub(super) struct Claims {
 }
 
 impl Claims {
+    /// Makes room for more.
+    pub(super) fn reserve(&mut self, more: usize) {
+        self.won.reserve(more);
+    }
+
     /// Who has a frontend.
     pub(super) fn winner(&self, frontend: &FrontendKey) -> Option<Claim> {
         self.won.get(frontend).copied()

@@ -48,7 +48,8 @@ impl Entry {
 #[derive(Debug, Default)]
 pub(super) struct Entries {
     list: Vec<Option<Entry>>,
-    by_name: HashTable<u32>,
+    /// With their hashes: else every growth would look at every name.
+    by_name: HashTable<(u64, u32)>,
     hasher: DefaultHashBuilder,
     free: Vec<u32>,
     dirty: Vec<u32>,
@@ -66,18 +67,30 @@ impl Entries {
 
     /// The number of a name.
     pub(super) fn find(&self, name: &ObjectName) -> Option<u32> {
-        let same = |id: &u32| self.get(*id).is_some_and(|entry| entry.name == *name);
-        self.by_name.find(self.hasher.hash_one(name), same).copied()
+        self.find_hashed(self.hasher.hash_one(name), &name.namespace, &name.name)
     }
 
-    /// The number of a name; a name that is not known gets one if `make`.
-    pub(super) fn id(&mut self, name: &ObjectName, make: bool) -> Option<u32> {
-        let known = self.find(name);
-        if known.is_some() || !make {
+    fn find_hashed(&self, hash: u64, namespace: &str, name: &str) -> Option<u32> {
+        let same = |(other, id): &(u64, u32)| {
+            let is_this = |entry: &Entry| *entry.name.name == *name && *entry.name.namespace == *namespace;
+            *other == hash && self.get(*id).is_some_and(is_this)
+        };
+        self.by_name.find(hash, same).map(|(_, id)| *id)
+    }
+
+    /// The number of a name; a name that is not known gets one.
+    pub(super) fn id(&mut self, namespace: &Arc<str>, name: &str) -> Option<u32> {
+        // as an ObjectName is hashed
+        let hash = self.hasher.hash_one((namespace, name));
+        let known = self.find_hashed(hash, namespace, name);
+        if known.is_some() {
             return known;
         }
         let entry = Some(Entry {
-            name: name.clone(),
+            name: ObjectName {
+                namespace: Arc::clone(namespace),
+                name: name.into(),
+            },
             service: None,
             slices: Vec::new(),
             dirty: false,
@@ -93,13 +106,14 @@ impl Entries {
                 id
             }
         };
-        let (list, hasher) = (&self.list, &self.hasher);
-        let hash = |id: &u32| {
-            let entry = list.get(*id as usize).and_then(Option::as_ref);
-            entry.map_or(0, |entry| hasher.hash_one(&entry.name))
-        };
-        self.by_name.insert_unique(hasher.hash_one(name), id, hash);
+        self.by_name.insert_unique(hash, (hash, id), |(hash, _)| *hash);
         Some(id)
+    }
+
+    /// Makes room for more.
+    pub(super) fn reserve(&mut self, more: usize) {
+        self.list.reserve(more);
+        self.by_name.reserve(more, |(hash, _)| *hash);
     }
 
     /// How many have a Service.
@@ -174,7 +188,7 @@ impl Entries {
             return;
         };
         let hash = self.hasher.hash_one(&entry.name);
-        if let Ok(found) = self.by_name.find_entry(hash, |other| *other == id) {
+        if let Ok(found) = self.by_name.find_entry(hash, |(_, other)| *other == id) {
             found.remove();
         }
         self.list[id as usize] = None;

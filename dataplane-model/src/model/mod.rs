@@ -90,18 +90,30 @@ impl Model {
             }
             Event::ServicesReplaced(list) => {
                 // what is gone goes first: a frontend of it that another now has is no conflict
-                let listed = list.iter().filter_map(|s| name_of(&s.metadata)).collect();
-                self.keep_services(&listed, &mut problems);
-                for service in &list {
-                    self.apply_service(service, &mut problems);
+                if self.entries.services() > 0 {
+                    let listed = list.iter().filter_map(|s| name_of(&s.metadata)).collect();
+                    self.keep_services(&listed, &mut problems);
+                }
+                self.entries.reserve(list.len());
+                self.claims.reserve(list.len());
+                // each goes as soon as it has been read, while it is near
+                for service in list {
+                    self.apply_service(&service, &mut problems);
                 }
             }
             Event::SlicesReplaced(list) => {
-                let listed = list
-                    .iter()
-                    .filter_map(|slice| self.apply_slice(slice, &mut problems))
-                    .collect();
-                self.keep_slices(&listed);
+                let known = !self.slice_owner.is_empty();
+                let mut listed = HashSet::new();
+                self.slice_owner.reserve(list.len());
+                for slice in list {
+                    let name = self.apply_slice(&slice, &mut problems);
+                    if known {
+                        listed.extend(name);
+                    }
+                }
+                if known {
+                    self.keep_slices(&listed);
+                }
             }
             Event::ServicesListed(listed) => self.keep_services(&listed, &mut problems),
             Event::SlicesListed(listed) => self.keep_slices(&listed),
@@ -174,9 +186,11 @@ impl Model {
     }
 
     fn set_service(&mut self, name: &ObjectName, object: Option<ServiceObject>, problems: &mut Vec<Problem>) {
-        let Some(id) = self.entries.id(name, object.is_some()) else {
-            return;
+        let id = match &object {
+            Some(_) => self.entries.id(&name.namespace, &name.name),
+            None => self.entries.find(name),
         };
+        let Some(id) = id else { return };
         let Some(entry) = self.entries.get(id) else { return };
         if entry.service.as_deref() == object.as_ref() {
             return;
@@ -234,11 +248,12 @@ impl Model {
         }
     }
 
-    fn set_slice(&mut self, name: &ObjectName, object: Option<(ObjectName, SliceObject)>) {
+    /// A slice is of the Service of this name, or of none.
+    fn set_slice(&mut self, name: &ObjectName, object: Option<(&str, SliceObject)>) {
         let owner = self.slice_owner.get(name).copied();
         let next = object
             .as_ref()
-            .and_then(|(service, _)| self.entries.id(service, true));
+            .and_then(|(service, _)| self.entries.id(&name.namespace, service));
         if let Some(owner) = owner {
             let same = owner == next.unwrap_or(u32::MAX);
             if let Some((_, slice)) = object.as_ref().filter(|_| same) {

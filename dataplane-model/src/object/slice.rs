@@ -9,7 +9,7 @@ use k8s_openapi::api::discovery::v1 as discovery;
 use super::{
     LABEL_HEADLESS, LABEL_SERVICE_NAME, Parsed, Problems, check_labels, has_label, object_name, port,
 };
-use crate::key::{Family, ObjectName, Protocol};
+use crate::key::{Family, Protocol};
 use crate::names::Names;
 use crate::sloppy::parse_ip;
 
@@ -104,25 +104,24 @@ impl SliceObject {
     /// # Errors
     ///
     /// If it has no name or namespace.
-    pub(crate) fn parse(
-        slice: &discovery::EndpointSlice,
+    pub(crate) fn parse<'a>(
+        slice: &'a discovery::EndpointSlice,
         node_name: &str,
         names: &mut Names,
-    ) -> Parsed<(ObjectName, Self)> {
+    ) -> Parsed<(&'a str, Self)> {
         let name = object_name("EndpointSlice", &slice.metadata, names)?;
         let mut problems = Problems::new("EndpointSlice", &name);
-        let object = Self::parse_slice(slice, node_name, &name, names, &mut problems);
+        let object = Self::parse_slice(slice, node_name, names, &mut problems);
         let list = problems.finish();
         Ok((name, object, list))
     }
 
-    fn parse_slice(
-        slice: &discovery::EndpointSlice,
+    fn parse_slice<'a>(
+        slice: &'a discovery::EndpointSlice,
         node_name: &str,
-        name: &ObjectName,
         names: &mut Names,
         problems: &mut Problems<'_>,
-    ) -> Option<(ObjectName, Self)> {
+    ) -> Option<(&'a str, Self)> {
         if has_label(&slice.metadata, LABEL_HEADLESS) {
             return None;
         }
@@ -182,10 +181,6 @@ impl SliceObject {
             endpoints.extend(endpoint(entry, family, node_name, &mut zones, problems));
         }
         check_crowd(&endpoints, problems);
-        let service = ObjectName {
-            namespace: Arc::clone(&name.namespace),
-            name: service.into(),
-        };
         let object = Self {
             family,
             ports: ports.into(),

@@ -148,7 +148,11 @@ impl<M: Maps> Programmer<M> {
                     .map_or_else(|| Arc::new(self.no_backend_row()), Arc::clone),
             }),
         };
-        set.iter().map(find).collect()
+        let mut out = Vec::with_capacity(set.len());
+        for member in set {
+            out.push(find(member)?);
+        }
+        Ok(out.into())
     }
 
     /// A set with these members came or went.

@@ -55,6 +55,7 @@ impl<M: Maps> Programmer<M> {
         };
         self.write(&Write::PutFrontend { key: frontend, value })?;
         let before = self.by_frontend.insert(frontend, (id, offer.kind));
+        self.orphans.remove(&frontend);
         if let Some((before, _)) = before.filter(|(before, _)| *before != id)
             && let Some(service) = self.services.get_mut(before)
         {
@@ -72,6 +73,7 @@ impl<M: Maps> Programmer<M> {
 
     pub(super) fn delete_frontend(&mut self, frontend: FrontendKey) -> Result<(), MapError> {
         self.write(&Write::DeleteFrontend { key: frontend })?;
+        self.orphans.remove(&frontend);
         if let Some((id, kind)) = self.by_frontend.remove(&frontend) {
             if let Some(service) = self.services.get_mut(id) {
                 service.frontends.remove(&frontend);

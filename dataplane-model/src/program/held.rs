@@ -126,7 +126,8 @@ impl Applied {
 #[derive(Debug, Default)]
 pub(super) struct Services {
     list: Vec<Option<Box<Applied>>>,
-    by_key: HashTable<u32>,
+    /// With their hashes: else every growth would look at every key.
+    by_key: HashTable<(u64, u32)>,
     hasher: DefaultHashBuilder,
     len: usize,
     unclaimed: usize,
@@ -142,8 +143,11 @@ impl Services {
     }
 
     pub(super) fn find(&self, key: &ServiceKey) -> Option<u32> {
-        let same = |id: &u32| self.get(*id).is_some_and(|s| s.key.as_ref() == Some(key));
-        self.by_key.find(self.hasher.hash_one(key), same).copied()
+        let hash = self.hasher.hash_one(key);
+        let same = |(other, id): &(u64, u32)| {
+            *other == hash && self.get(*id).is_some_and(|s| s.key.as_ref() == Some(key))
+        };
+        self.by_key.find(hash, same).map(|(_, id)| *id)
     }
 
     pub(super) fn insert(&mut self, id: u32, service: Applied) {
@@ -161,14 +165,8 @@ impl Services {
     }
 
     fn index(&mut self, id: u32, key: &ServiceKey) {
-        let (list, hasher) = (&self.list, &self.hasher);
-        let hash = |id: &u32| {
-            let service = list.get(*id as usize).and_then(Option::as_ref);
-            service
-                .and_then(|s| s.key.as_ref())
-                .map_or(0, |key| hasher.hash_one(key))
-        };
-        self.by_key.insert_unique(hasher.hash_one(key), id, hash);
+        let hash = self.hasher.hash_one(key);
+        self.by_key.insert_unique(hash, (hash, id), |(hash, _)| *hash);
     }
 
     /// Gives a restored service its key.
@@ -191,7 +189,7 @@ impl Services {
 
     fn forget(&mut self, id: u32, key: &ServiceKey) {
         let hash = self.hasher.hash_one(key);
-        if let Ok(found) = self.by_key.find_entry(hash, |other| *other == id) {
+        if let Ok(found) = self.by_key.find_entry(hash, |(_, other)| *other == id) {
             found.remove();
         }
     }

@@ -78,6 +78,8 @@ pub struct Programmer<M> {
     /// Addresses to be removed from `active` unless a frontend there comes.
     idle: BTreeSet<Addr>,
     backends: Backends,
+    /// Restored frontends that lead to an id that no service can have.
+    orphans: HashSet<FrontendKey>,
     /// Rows of backends that get no new connections, the first ones first.
     suspects: Vec<u32>,
     service_ids: Ids,
@@ -138,24 +140,27 @@ impl<M: Maps> Programmer<M> {
                 self.adopt(key, wish);
             }
         }
-        let mut held: Vec<Option<DesiredService>> = wished.iter().map(|(key, _)| self.held(key)).collect();
-        let mut disowned: Vec<(u32, &ServiceKey)> = Vec::new();
-        for ((key, new), old) in wished.iter().zip(&mut held) {
-            if let (Some(was), Some(new)) = (&old, new)
-                && needs_new_row(was, new)
-            {
-                disowned.extend(self.services.disown(key).map(|id| (id, key)));
-                *old = None;
-            }
-        }
-        let pairs = wished
-            .iter()
-            .zip(&held)
-            .map(|((key, new), old)| (key, old.as_ref(), new.as_ref()));
-        let ops = diff_services(pairs);
-
         let mut failures = Failures::default();
         let before = self.writes;
+        // what it was and what it should be
+        let mut held: Vec<(&ServiceKey, Option<DesiredService>, Option<&DesiredService>)> = Vec::new();
+        let mut disowned: Vec<(u32, &ServiceKey)> = Vec::new();
+        for (key, new) in &wished {
+            let mut old = self.held(key);
+            match (&old, new) {
+                (None, Some(new)) if self.is_free(new) => {
+                    self.add(key, new, now_ms, &mut failures);
+                    continue;
+                }
+                (Some(was), Some(new)) if needs_new_row(was, new) => {
+                    disowned.extend(self.services.disown(key).map(|id| (id, key)));
+                    old = None;
+                }
+                _ => {}
+            }
+            held.push((key, old, new.as_ref()));
+        }
+        let ops = diff_services(held.iter().map(|(key, old, new)| (*key, old.as_ref(), *new)));
         for op in &ops {
             self.carry_out(op, &wished, now_ms, &mut failures);
         }
@@ -178,14 +183,12 @@ impl<M: Maps> Programmer<M> {
             let key = self.backends.get(id).map(|row| row.key);
             if let Err(error) = self.settle_backend(id, &kept, now_ms) {
                 // one service stays pending for it, so that it is tried again
-                let uses = |s: &Option<DesiredService>| {
-                    let mut members = s.iter().flat_map(|s| s.cluster.iter().chain(&s.local));
-                    members.any(|m| Some(m.backend) == key)
-                };
-                let mut users = wished.iter().zip(&held);
-                let user = users.find(|((_, new), old)| uses(new) || uses(old));
-                let blamed = user
-                    .map(|((key, _), _)| key)
+                let uses = |s: &DesiredService| backends_of(s).any(|backend| Some(backend) == key);
+                let using = wished.iter().find(|(_, new)| new.as_ref().is_some_and(uses));
+                let used = || held.iter().find(|(_, old, _)| old.as_ref().is_some_and(uses));
+                let blamed = using
+                    .map(|(key, _)| key)
+                    .or_else(|| used().map(|(key, ..)| *key))
                     .or_else(|| wished.first().map(|(key, _)| key));
                 if let Some(key) = blamed {
                     failures
@@ -204,6 +207,7 @@ impl<M: Maps> Programmer<M> {
                 .or_insert_with(|| error.into());
         }
 
+        drop(held);
         let mut outcome = Outcome {
             writes: self.writes - before,
             released: self.take_released(),
@@ -224,6 +228,35 @@ impl<M: Maps> Programmer<M> {
             }
         }
         outcome
+    }
+
+    /// True if no frontend of a new service leads anywhere yet: then nobody is concerned by its coming, and it needs no place
+    /// in an order of steps.
+    fn is_free(&self, new: &DesiredService) -> bool {
+        new.frontends
+            .keys()
+            .all(|frontend| !self.by_frontend.contains_key(frontend))
+    }
+
+    /// Adds such a service.
+    fn add(&mut self, key: &ServiceKey, new: &DesiredService, now_ms: u64, failures: &mut Failures) {
+        for backend in backends_of(new) {
+            if let Err(error) = self.put_backend(backend) {
+                failures.backends.insert(backend, Arc::new(error));
+            }
+        }
+        let mut result = self.set_service(key, new, Keeps::default(), &failures.backends, now_ms);
+        for (frontend, offer) in new.frontends.iter() {
+            if result.is_ok() {
+                result = self.put_frontend(key, frontend, offer);
+            }
+        }
+        if let Err(error) = result {
+            if let Some(service) = self.services.find(key).and_then(|id| self.services.get_mut(id)) {
+                service.stale = true;
+            }
+            failures.services.insert(key.clone(), error);
+        }
     }
 
     /// Tries again what failed before.
@@ -282,7 +315,7 @@ impl<M: Maps> Programmer<M> {
         let before = self.writes;
         let wished = self.pending.values().filter_map(|pending| pending.wish.as_ref());
         let spared = frontends_of(wished);
-        for frontend in self.orphans().collect::<Vec<_>>() {
+        for frontend in self.orphans.iter().copied().collect::<Vec<_>>() {
             // a failure leaves it for the next call
             let _: Result<(), MapError> = self.delete_frontend(frontend);
         }
@@ -320,15 +353,7 @@ impl<M: Maps> Programmer<M> {
     /// True if [`Self::prune`] would find something to do.
     #[must_use]
     pub fn has_unclaimed(&self) -> bool {
-        self.services.unclaimed() > 0 || !self.idle.is_empty() || self.orphans().next().is_some()
-    }
-
-    /// Restored frontends that lead to an id that no service can have.
-    fn orphans(&self) -> impl Iterator<Item = FrontendKey> + '_ {
-        self.by_frontend
-            .iter()
-            .filter(|(_, (id, _))| self.services.get(*id).is_none())
-            .map(|(frontend, _)| *frontend)
+        self.services.unclaimed() > 0 || !self.idle.is_empty() || !self.orphans.is_empty()
     }
 
     /// A restored service is this one if it is offered at wished frontends only: else changing its sets would change what

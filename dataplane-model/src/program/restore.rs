@@ -7,7 +7,7 @@ use dataplane_common::abi::{
     frontend_kind,
 };
 use dataplane_common::maglev;
-use hashbrown::HashMap;
+use hashbrown::{HashMap, HashSet};
 
 use super::access::net_of;
 use super::alloc::{Arena, Ids, Quarantine, Range};
@@ -36,6 +36,7 @@ impl<M: Maps> Programmer<M> {
             active: HashMap::new(),
             idle: BTreeSet::new(),
             backends: Backends::default(),
+            orphans: HashSet::new(),
             suspects: Vec::new(),
             service_ids: Ids::new(capacity.services),
             backend_ids: Ids::new(capacity.backends.min(Member::MAX_ID)),
@@ -96,6 +97,7 @@ impl<M: Maps> Programmer<M> {
         ranges: &mut BTreeMap<u32, Vec<SourceRangeKey>>,
     ) {
         if !self.service_ids.reserve(id) {
+            self.orphans.extend(frontends.keys().copied());
             return;
         }
         let row = self.maps.service(id).unwrap_or_default();
