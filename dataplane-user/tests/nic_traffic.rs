@@ -2,10 +2,13 @@
 //! with backends that only knows the node.
 #![allow(clippy::unwrap_used, reason = "a test that cannot be set up fails")]
 
+#[path = "../../dataplane-common/tests/build/mod.rs"]
+mod build;
 mod common;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::os::fd::AsRawFd as _;
 
 use common::Place;
 use common::net::{Netns, Python};
@@ -210,6 +213,18 @@ impl Scene {
         }
     }
 
+    /// Forgets every flow.
+    fn forget(&mut self) {
+        for table in [
+            self.plane.kernel.flows().unwrap(),
+            self.plane.kernel.masqueraded_flows().unwrap(),
+        ] {
+            let mut keys = Vec::new();
+            table.visit(|key, _| keys.push(*key)).unwrap();
+            keys.iter().for_each(|key| assert!(table.remove(key).unwrap()));
+        }
+    }
+
     fn ask(&mut self, protocol: &str, address: &str, port: u16) -> String {
         self.client.ask(&format!("{protocol}('{address}', {port})"))
     }
@@ -376,4 +391,96 @@ fn connections_outlive_their_frontend_and_programs_are_replaced_under_them() {
     assert_eq!(next.nic().attached().unwrap().len(), 1);
     assert_eq!(scene.remote.ask("1"), "1");
     assert_eq!(scene.pod.ask("1"), "1");
+}
+
+/// Packets of a device without a link layer: this test is its other end.
+struct Tun(std::fs::File);
+
+impl Tun {
+    fn open(name: &str) -> Self {
+        let file = std::fs::File::options()
+            .read(true)
+            .write(true)
+            .open("/dev/net/tun")
+            .unwrap();
+        // struct ifreq: a name and flags, IFF_TUN | IFF_NO_PI
+        let mut request = [0_u8; 40];
+        request[..name.len()].copy_from_slice(name.as_bytes());
+        request[16..18].copy_from_slice(&0x1001_u16.to_ne_bytes());
+        // SAFETY: TUNSETIFF reads and writes a struct ifreq, which has 40 bytes.
+        let result = unsafe { libc::ioctl(file.as_raw_fd(), 0x4004_54ca, request.as_mut_ptr()) };
+        assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
+        Self(file)
+    }
+
+    /// Sends a packet and gives the next one to the client that comes back.
+    fn ask(&mut self, packet: &build::Packet) -> build::Seen {
+        use std::io::{Read as _, Write as _};
+        self.0.write_all(&packet.build()).unwrap();
+        loop {
+            let mut bytes = vec![0; 2000];
+            let mut ready = libc::pollfd {
+                fd: self.0.as_raw_fd(),
+                events: libc::POLLIN,
+                revents: 0,
+            };
+            // SAFETY: one structure, which lives longer than the call.
+            let count = unsafe { libc::poll(&raw mut ready, 1, 5000) };
+            assert!(count > 0, "no answer to {packet:?}");
+            let len = self.0.read(&mut bytes).unwrap();
+            let seen = build::check_ip(&bytes[..len]);
+            // not the kernel's own neighbour discovery
+            if seen.dst.ip() == packet.src.ip() {
+                return seen;
+            }
+        }
+    }
+}
+
+#[test]
+fn devices_without_a_link_layer() {
+    let mut scene = Scene::new(None);
+    let mut tun = Tun::open("l3");
+    for address in ["198.18.0.1/24", "2001:db8:9::1/64"] {
+        let flag = if address.contains(':') { "nodad" } else { "" };
+        scene.node.ip(&format!("addr add {address} dev l3 {flag}"));
+    }
+    scene.node.ip("link set l3 up");
+    let index = scene.node.index("l3");
+    let row = Device {
+        v4: ip("198.18.0.1").into(),
+        v6: ip("2001:db8:9::1").into(),
+        ..Device::default()
+    };
+    scene.table.put(index, &row).unwrap();
+    scene.plane.kernel.nic().attach(index, None).unwrap();
+    for family in &FAMILIES {
+        let client = if family.v6 {
+            "[2001:db8:9::7]:5000"
+        } else {
+            "198.18.0.7:5000"
+        };
+        let to = |address: &str, port| std::net::SocketAddr::new(ip(address), port).to_string();
+        let packet = |dst: &str| build::Packet {
+            ethernet: false,
+            ..build::udp(client, dst)
+        };
+        for (backend, name) in [(LOCAL, "local"), (REMOTE, "remote")] {
+            scene.serve(family, &[backend], 0);
+            for (address, port) in Scene::frontends(family) {
+                let sent = packet(&to(address, port));
+                let seen = tun.ask(&sent);
+                assert_eq!((seen.src, seen.dst), (sent.dst, sent.src), "{name}");
+                assert!(seen.rest.starts_with(name.as_bytes()), "{seen:?}");
+            }
+            // the flows would outlive their backend
+            scene.forget();
+        }
+        scene.serve(family, &[], 0);
+        let sent = packet(&to(family.node, 30080));
+        let seen = tun.ask(&sent);
+        assert_eq!((seen.src.ip(), seen.dst.ip()), (sent.dst.ip(), sent.src.ip()));
+        let inside = seen.inside();
+        assert_eq!((inside.src, inside.dst), (sent.src, sent.dst));
+    }
 }

@@ -6,6 +6,7 @@ mod figures;
 mod maps;
 mod memory;
 mod mock_api;
+mod packet;
 mod population;
 mod program;
 mod restart;
@@ -40,6 +41,8 @@ enum What {
     Program(program::Options),
     /// Resident memory of the agent
     Memory,
+    /// Time of the packet programs per packet
+    Packet,
     /// CPU time of the agent while endpoints change
     Churn,
     /// What clients notice while the agent is killed and started again
@@ -95,12 +98,14 @@ fn run(args: &Args) -> Result<bool> {
         What::Connect(options) => connect::run(options, &mut figures)?,
         What::Program(options) => program::run(options, &mut figures)?,
         What::Memory => memory::run(&mut figures)?,
+        What::Packet => packet::run(&mut figures)?,
         What::Churn => churn::run(&mut figures)?,
         What::Restart(options) => restart::run(options, &mut figures)?,
         What::All => {
             connect::run(&connect::Options::default(), &mut figures)?;
             program::run(&program::Options::default(), &mut figures)?;
             memory::run(&mut figures)?;
+            packet::run(&mut figures)?;
             churn::run(&mut figures)?;
             restart::run(&restart::Options::default(), &mut figures)?;
         }
