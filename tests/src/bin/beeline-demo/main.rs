@@ -2,6 +2,7 @@
 //!
 //! It is a smoke test too: whatever it shows is checked, and the exit code says whether all was as it should be.
 
+mod north_south;
 mod show;
 
 use std::net::{IpAddr, SocketAddr};
@@ -12,8 +13,8 @@ use anyhow::{Context, Result, bail, ensure};
 use beeline_tests::client::Mode;
 use beeline_tests::cluster::ECHO_PORT;
 use beeline_tests::{
-    Agent, AgentOptions, Cluster, ControlPlane, Load, LoadReport, Node, Place, Pod, agent, process, program,
-    signals, wait_for,
+    Agent, AgentOptions, Cluster, ControlPlane, Load, LoadReport, Node, OutsideHost, Place, Pod, agent,
+    process, program, signals, wait_for,
 };
 use clap::Parser;
 use show::Show;
@@ -63,7 +64,9 @@ fn run(args: &Args, show: &Show) -> Result<()> {
     };
     let result = Demo::start(&cluster, show).and_then(|mut demo| {
         demo.balance()?;
+        demo.ask_from_outside()?;
         demo.remove_a_pod()?;
+        demo.lose_a_node()?;
         demo.scale_to_zero()?;
         if args.keep {
             demo.scale_up_again()?;
@@ -99,6 +102,7 @@ struct Demo<'a> {
     /// Kept for their `Drop`, and to show their logs.
     agents: Vec<Agent>,
     client: Pod,
+    outside: OutsideHost,
     /// The `myweb` pods with the index of their node.
     pods: Vec<(usize, Pod)>,
     service: SocketAddr,
@@ -123,6 +127,7 @@ impl<'a> Demo<'a> {
 
         show.step("starting three pods `myweb-…` that answer with their name, and applying the Service");
         let client = nodes[0].add_pod("client")?;
+        let outside = cluster.add_outside_host()?;
         let mut demo = Self {
             show,
             cluster,
@@ -130,6 +135,7 @@ impl<'a> Demo<'a> {
             nodes,
             agents,
             client,
+            outside,
             pods: Vec::new(),
             service: SocketAddr::new(IpAddr::from([0, 0, 0, 0]), ECHO_PORT),
         };

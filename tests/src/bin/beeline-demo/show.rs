@@ -56,7 +56,7 @@ impl Show {
             .map(|(name, count)| format!("{name} {count:3}"))
             .collect();
         println!(
-            "  from {client:22} {} ok, {} failed    {}",
+            "  from {client:32} {} ok, {} failed    {}",
             report.ok,
             report.failed,
             shares.join("   ")
@@ -66,7 +66,7 @@ impl Show {
 
     pub(crate) fn counts(&self, client: &str, report: &LoadReport) {
         println!(
-            "  from {client:22} {} ok, {} failed, slowest {:.1} ms",
+            "  from {client:32} {} ok, {} failed, slowest {:.1} ms",
             report.ok, report.failed, report.slowest_ms
         );
         self.errors(report);
