@@ -73,13 +73,13 @@ pub static NETNS_ADDRS: HashMap<u64, NetnsAddrs, 4096, NO_PREALLOC> = HashMap::n
 #[btf_map]
 pub static SOCK_ORIGIN: LruHashMap<SockOriginKey, SockOrigin, 16_384> = LruHashMap::new();
 
-/// How TCP sockets were translated, by socket cookie, until they are closed. A hash, because the storage of a socket's own
-/// costs about 1 us to make and free, ten times as much as everything else that is done for a connection. Not larger,
-/// because every close of a TCP socket looks here, and a table that stays in the cache is faster.
+/// How connected sockets were translated, by socket cookie, until they are closed. For TCP it is a hash, because the storage
+/// of a socket's own costs about 1 us to make and free, ten times as much as everything else that is done for a connection.
+/// Not larger, because every close of a TCP socket looks here, and a table that stays in the cache is faster.
 #[btf_map]
 pub static SOCK_CONN: HashMap<u64, SockState, 131_072, NO_PREALLOC> = HashMap::new();
 
-/// How connected UDP sockets were translated.
+/// The same of connected UDP sockets, for the programs: each datagram that is received looks here.
 #[btf_map]
 pub static SOCK_STATE: SkStorage<SockState> = SkStorage::new();
 

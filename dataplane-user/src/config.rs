@@ -108,6 +108,9 @@ pub struct AgentArgs {
     /// Whether backends that seem to have failed get no new connections, unless their Service's annotation beeline.dev/failure-detection says
     #[arg(long, default_value_t = true, action = ArgAction::Set)]
     failure_detection: bool,
+    /// Whether TCP connections through a service are closed whose backend has gone from it and does not answer; otherwise they wait for their own time-outs
+    #[arg(long, default_value_t = true, action = ArgAction::Set)]
+    close_dead_connections: bool,
     /// Do what needs the most rights (the settings of connection tracking), and end
     #[arg(long, num_args = 0..=1, default_value_t = false, default_missing_value = "true", require_equals = true, action = ArgAction::Set)]
     init_only: bool,
@@ -230,6 +233,8 @@ pub struct AgentConfig {
     pub network: Option<NetworkConfig>,
     /// kube-proxy's rules are removed.
     pub take_over: bool,
+    /// TCP connections to a backend that has gone and does not answer are closed.
+    pub close_tcp: bool,
     /// 0 (off) to 5.
     pub ebpf_log_level: u8,
 }
@@ -322,6 +327,7 @@ impl TryFrom<AgentArgs> for AgentConfig {
             settings,
             audit_period: Duration::from_secs(args.audit_period.into()),
             take_over: args.take_over,
+            close_tcp: args.close_dead_connections,
             ebpf_log_level: args.ebpf_log_level as u8,
         })
     }
@@ -447,6 +453,7 @@ impl AgentConfig {
                 "algorithm": algorithm_name(self.settings.algorithm),
                 "externalMaglev": self.settings.external_maglev,
                 "failureDetection": self.settings.failure_detection,
+                "closeDeadConnections": self.close_tcp,
                 "mapSizes": self.sizes,
                 "auditPeriodSeconds": self.audit_period.as_secs(),
                 "takeOver": self.take_over,

@@ -47,7 +47,7 @@ pub mod map_name {
     pub const BACKEND_STATS: &str = "BACKEND_STATS";
     /// LRU hash: [`super::SockOriginKey`] to [`super::SockOrigin`].
     pub const SOCK_ORIGIN: &str = "SOCK_ORIGIN";
-    /// Hash: socket cookie (`u64`) of a TCP socket to [`super::SockState`].
+    /// Hash: cookie (`u64`) of a connected socket to [`super::SockState`].
     pub const SOCK_CONN: &str = "SOCK_CONN";
     /// Socket storage of UDP sockets: [`super::SockState`].
     pub const SOCK_STATE: &str = "SOCK_STATE";

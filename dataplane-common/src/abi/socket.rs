@@ -2,7 +2,7 @@ use core::mem::offset_of;
 
 use super::{Addr, BePort};
 
-/// Value of `SOCK_CONN` (TCP) and of `SOCK_STATE`, the socket's own storage (UDP): how a connected socket was translated. It
+/// Value of `SOCK_CONN` and, for UDP, of `SOCK_STATE`, the socket's own storage: how a connected socket was translated. It
 /// goes with the socket, so it is never evicted, and its end is how closed connections are counted.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]

@@ -155,6 +155,7 @@ pub fn connect(ctx: &SockAddrContext, family: Family) -> i32 {
             if !state.is_null() {
                 // SAFETY: not null, so it is this socket's state, and the socket is locked.
                 closed(unsafe { &mut *state });
+                let _ = SOCK_CONN.remove(&cookie(ctx));
             }
         }
         return ALLOW;
@@ -197,6 +198,13 @@ fn remember_connection(ctx: &SockAddrContext, key: &FrontendKey, choice: &Choice
         let state = unsafe { &mut *state };
         closed(state);
         fill(state, key, choice);
+        // for user space, which cannot read the storage of others' sockets
+        if SOCK_CONN
+            .insert(&cookie(ctx), &*state, u64::from(BPF_ANY))
+            .is_err()
+        {
+            count(Counter::StateLost);
+        }
         return true;
     }
     let cookie = cookie(ctx);
@@ -376,6 +384,9 @@ pub fn release(ctx: &SockContext) -> i32 {
         if !state.is_null() {
             // SAFETY: not null, so it is this socket's storage, a `SockState`.
             closed(unsafe { &mut *state.cast::<SockState>() });
+            // SAFETY: the context is valid for the helper.
+            let cookie = unsafe { bpf_get_socket_cookie(ctx.sock.cast()) };
+            let _ = SOCK_CONN.remove(&cookie);
         }
         return ALLOW;
     }

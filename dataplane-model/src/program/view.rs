@@ -6,6 +6,7 @@ use super::Programmer;
 use super::held::{AppliedService, Member, Resting};
 use super::maps::Maps;
 use crate::desired::SetBackend;
+use crate::key::ServiceKey;
 
 /// Fill of one map.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -45,6 +46,12 @@ impl<M: Maps> Programmer<M> {
             fill(map_name::BACKENDS, count(backends), max.backends),
             fill(map_name::SOURCE_RANGES, self.range_entries, max.source_ranges),
         ]
+    }
+
+    /// The row in `SERVICES` of a service; `None` if the kernel does not hold it.
+    #[must_use]
+    pub fn service_id(&self, key: &ServiceKey) -> Option<u32> {
+        self.services.find(key)
     }
 
     /// What the kernel holds, in order of key.

@@ -187,6 +187,8 @@ pub struct Metrics {
     map_entries: Family<MapLabel, Gauge>,
     map_max_entries: Family<MapLabel, Gauge>,
     events: Family<EventLabel, Counter>,
+    /// Sockets destroyed because their backend had gone.
+    pub sockets_destroyed: Counter,
     backends_suspect: Gauge,
     backend_failures: Counter,
     backend_probes: Family<ProbeLabel, Counter>,
@@ -234,6 +236,7 @@ impl Metrics {
             map_entries: Family::default(),
             map_max_entries: Family::default(),
             events: Family::default(),
+            sockets_destroyed: Counter::default(),
             backends_suspect: Gauge::default(),
             backend_failures: Counter::default(),
             backend_probes: Family::default(),
@@ -369,6 +372,11 @@ impl Metrics {
             "beeline_ebpf_events",
             "What the programs counted",
             Box::new(m.events.clone()),
+        );
+        add(
+            "beeline_sockets_destroyed",
+            "Sockets destroyed because the backend that they were connected to through a service had gone",
+            Box::new(m.sockets_destroyed.clone()),
         );
         add(
             "beeline_backends_suspect",

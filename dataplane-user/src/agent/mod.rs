@@ -34,7 +34,7 @@ use tracing::{debug, info, warn};
 use crate::config::{AgentConfig, SourceConfig};
 use crate::devices::{self, Devices};
 use crate::failure;
-use crate::flow::gc;
+use crate::flow::{self, gc};
 use crate::healthcheck;
 use crate::kernel::{self, Kernel};
 use crate::nodeaddr;
@@ -123,7 +123,7 @@ pub async fn run(config: AgentConfig) -> anyhow::Result<()> {
     let mut health = Health::new(!from_api, config.proxy.sync_period());
     health.started(&nodeaddr::usable_families(), Timestamp::now());
     let shared = Shared::with_api(health, &rest);
-    let state = State::new(
+    let mut state = State::new(
         &config.node_name,
         config.settings,
         programmer,
@@ -182,6 +182,19 @@ pub async fn run(config: AgentConfig) -> anyhow::Result<()> {
     tokio::spawn(devices.follow(state.node_addresses()));
     tokio::spawn(collect_flows(&config, &kernel, &shared, events.clone())?);
 
+    let counted = Arc::clone(&shared);
+    tokio::spawn(flow::stale::keep(
+        flow::stale::Settings {
+            root: "/".into(),
+            tcp: config.close_tcp,
+        },
+        state.gone(),
+        kernel.translations()?,
+        move |report| {
+            let destroyed = u64::try_from(report.destroyed).unwrap_or(u64::MAX);
+            counted.metrics.sockets_destroyed.inc_by(destroyed);
+        },
+    ));
     let (suspects, suspected) = watch::channel(Vec::new());
     tokio::spawn(failure::run(
         kernel.events().context("open the events of the programs")?,

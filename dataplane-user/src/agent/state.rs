@@ -5,12 +5,14 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use dataplane_model::program::{Maps, Outcome, ProgramError, Programmer};
-use dataplane_model::{Event, Family, HealthCheckNodePort, Model, ObjectName, Problem, ServiceKey, Settings};
+use dataplane_model::program::{Maps, Outcome, ProgramError, Programmer, Released};
+use dataplane_model::{
+    Event, Family, HealthCheckNodePort, Model, ObjectName, Problem, Protocol, ServiceKey, Settings,
+};
 use ipnet::IpNet;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Node;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tracing::{debug, error, info, warn};
 
 use super::accounts::{NoLocal, Pending, Triggers};
@@ -20,6 +22,7 @@ use super::metrics::{FamilyLabel, KindLabel, Metrics, PolicyLabel};
 use super::node::Ranges;
 use super::rest::RestClient;
 use super::view::{ServiceView, SourceView};
+use crate::flow::stale::Gone;
 use crate::nodeaddr;
 use crate::source::{Kind, Update};
 
@@ -93,6 +96,7 @@ pub struct State<M> {
     pending_services: Pending,
     pending_slices: Pending,
     no_local: NoLocal,
+    gone: mpsc::UnboundedSender<Vec<Gone>>,
 }
 
 /// How much a sync looks at.
@@ -125,7 +129,16 @@ impl<M: Maps> State<M> {
             pending_services: Pending::default(),
             pending_slices: Pending::default(),
             no_local: NoLocal::default(),
+            // nobody listens yet
+            gone: mpsc::unbounded_channel().0,
         }
+    }
+
+    /// From now on, who serves a service no more is told.
+    pub fn gone(&mut self) -> mpsc::UnboundedReceiver<Vec<Gone>> {
+        let (sender, receiver) = mpsc::unbounded_channel();
+        self.gone = sender;
+        receiver
     }
 
     /// Milliseconds on the programmer's clock.
@@ -348,6 +361,7 @@ impl<M: Maps> State<M> {
             changes.push((key, desired));
         }
         let outcome = self.programmer.reconcile(changes, now);
+        self.tell_gone(first, &outcome.released);
         let (applied, failed) = (outcome.applied, outcome.failed.len());
         let extent = if first { Extent::Full } else { Extent::Partial };
         self.finish(outcome, begun, extent, &families);
@@ -373,6 +387,38 @@ impl<M: Maps> State<M> {
             );
         }
         self.say_complete();
+    }
+
+    /// Says who serves a service no more. In the first sync that is who served it when the last agent ended: what became of
+    /// it since, nobody has seen.
+    fn tell_gone(&mut self, first: bool, released: &[Released]) {
+        let mut gone: Vec<Gone> = self
+            .model
+            .take_stale()
+            .into_iter()
+            .filter_map(|stale| {
+                Some(Gone {
+                    service: self.programmer.service_id(&stale.service)?,
+                    backend: stale.backend,
+                    listed: stale.listed,
+                })
+            })
+            .collect();
+        if first {
+            let missed = released.iter().filter_map(|released| {
+                let serving = self.model.serving(released.service.as_ref()?)?;
+                let elsewhere = !serving.backends.is_empty() || released.backend.protocol != Protocol::Udp;
+                (elsewhere && !serving.backends.contains(&released.backend)).then_some(Gone {
+                    service: released.service_id,
+                    backend: released.backend,
+                    listed: false,
+                })
+            });
+            gone.extend(missed);
+        }
+        if !gone.is_empty() {
+            let _nobody = self.gone.send(gone);
+        }
     }
 
     fn say_complete(&self) {

@@ -5,7 +5,7 @@
 
 pub mod device;
 pub mod list;
-mod netns;
+pub(crate) mod netns;
 pub mod server;
 pub mod service;
 pub mod store;

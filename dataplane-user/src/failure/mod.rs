@@ -5,7 +5,7 @@
 //! half of one.
 
 pub mod detector;
-mod probe;
+pub(crate) mod probe;
 
 use std::collections::HashSet;
 use std::net::{IpAddr, SocketAddr};

@@ -17,7 +17,7 @@ const SECOND: Duration = Duration::from_millis(150);
 const LIMIT: Duration = Duration::from_millis(450);
 
 /// Connects and closes again; takes at most [`LIMIT`].
-pub(super) async fn probe(addr: SocketAddr) -> Verdict {
+pub(crate) async fn probe(addr: SocketAddr) -> Verdict {
     let second = async {
         sleep(SECOND).await;
         attempt(addr).await

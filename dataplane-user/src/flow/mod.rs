@@ -1,3 +1,7 @@
-//! Flows that the packet programs know.
+//! Flows that the packet programs know, and flows and sockets that outlive what they were made for.
 
+pub mod destroy;
+mod diag;
 pub mod gc;
+pub mod namespaces;
+pub mod stale;

@@ -20,6 +20,7 @@ mod pins;
 mod resize;
 mod syscall;
 mod transfer;
+mod translations;
 
 use std::path::{Path, PathBuf};
 
@@ -40,6 +41,7 @@ pub use nic::{Direction, Hook, NicPrograms, PacketRun};
 pub use node::{NodeTables, range};
 pub use object::{MAPS, MapSpec};
 pub use resize::Step;
+pub use translations::Translations;
 
 /// Sizes of the maps, in entries.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
@@ -397,6 +399,15 @@ impl Kernel {
     /// If a pin is gone or cannot be mapped.
     pub fn backends(&self) -> Result<BackendReader, KernelError> {
         BackendReader::open(&self.info.pin_dir)
+    }
+
+    /// Where connected sockets were sent to.
+    ///
+    /// # Errors
+    ///
+    /// If a pin is gone or cannot be opened.
+    pub fn translations(&self) -> Result<Translations, KernelError> {
+        Translations::open(&self.info.pin_dir)
     }
 
     /// What the programs tell. There may be one of these at a time. To be called inside a tokio runtime.

@@ -1,4 +1,4 @@
-//! A node loses its power, and nobody tells the others.
+//! Backends go away: a node loses its power, and nobody tells the others; endpoints go while sockets are connected to them.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -56,6 +56,18 @@ impl TwoNodes {
 
     fn ask(&self, target: SocketAddr, count: u64) -> LoadReport {
         Load::ask(self.client.place(), target, Mode::Http, count).unwrap()
+    }
+
+    /// Sockets that have been connected through services.
+    fn connections(&self) -> u64 {
+        let services = agent::beeline_json(&self.near, &["service", "list"]).unwrap();
+        let found = serde_json::to_string(&services).unwrap();
+        let count = |part: &str| part.split([',', '}']).next()?.trim().parse::<u64>().ok();
+        found
+            .split("\"totalConnections\":")
+            .skip(1)
+            .filter_map(count)
+            .sum()
     }
 
     fn suspects(&self) -> f64 {
@@ -130,4 +142,90 @@ fn the_last_backend_keeps_its_connections() {
     assert_eq!((late.ok, late.failed), (1, 0), "{late:?}");
     assert!(late.slowest_ms > 500.0, "{late:?}");
     assert_eq!(load.stop().unwrap().failed, 0);
+}
+
+/// How long a connected socket may go on to who serves no more.
+const MOVED: Duration = Duration::from_secs(1);
+
+#[test]
+fn connected_udp_sockets_move_when_their_backend_serves_no_more() {
+    let scene = TwoNodes::new();
+    let target = address(&format!("{V4}:53"));
+    // 16 sockets, each of which stays with its backend
+    let load = Load::start(scene.client.place(), target, Mode::UdpHold, 200, 16).unwrap();
+    wait_for("all of them to be connected", PROPAGATION, || {
+        Ok((scene.connections() >= 16).then_some(()))
+    })
+    .unwrap();
+    let gone = Instant::now();
+    scene
+        .objects
+        .put_service("web", &[V4, V6], &[&scene.servers[0]])
+        .unwrap();
+    wait_for("sockets to be destroyed", PROPAGATION, || {
+        let found = agent::metric(&scene.near, "beeline_sockets_destroyed_total")?;
+        Ok(found.filter(|count| *count > 0.0))
+    })
+    .unwrap();
+    // the file has to be read first
+    assert!(gone.elapsed() < MOVED * 2, "{:?}", gone.elapsed());
+    std::thread::sleep(MOVED);
+    let moved = load.stop().unwrap();
+    // each socket of the far pod failed once, and was connected again: it never waited for an answer in vain
+    assert!((1..=16).contains(&moved.failed), "{moved:?}");
+    assert!(moved.slowest_ms < 1000.0, "{moved:?}");
+    let report = Load::ask(scene.client.place(), target, Mode::UdpHold, 16).unwrap();
+    assert_eq!(report.replies.keys().collect::<Vec<_>>(), ["web-near"]);
+}
+
+#[test]
+fn tcp_connections_end_with_their_pod_but_not_with_its_labels() {
+    let scene = TwoNodes::new();
+    let target = address(&format!("{V4}:80"));
+    let load = || Load::start(scene.client.place(), target, Mode::Hold, 100, 16).unwrap();
+    let held = load();
+    wait_for("all of them to be connected", PROPAGATION, || {
+        Ok((scene.connections() >= 16).then_some(()))
+    })
+    .unwrap();
+    // the far pod leaves the service, and lives on: its connections, too
+    scene
+        .objects
+        .put_service("web", &[V4, V6], &[&scene.servers[0]])
+        .unwrap();
+    std::thread::sleep(Duration::from_secs(7));
+    let report = held.stop().unwrap();
+    assert_eq!(report.failed, 0, "{report:?}");
+    assert_eq!(report.replies.len(), 2, "{report:?}");
+
+    // it comes back, and goes with its node
+    scene
+        .objects
+        .put_service("web", &[V4, V6], &scene.servers.each_ref())
+        .unwrap();
+    wait_for("the far pod", PROPAGATION, || {
+        Ok((scene.ask(target, 32).replies.len() == 2).then_some(()))
+    })
+    .unwrap();
+    let before = scene.connections();
+    let held = load();
+    wait_for("all of them to be connected", PROPAGATION, || {
+        Ok((scene.connections() >= before + 16).then_some(()))
+    })
+    .unwrap();
+    scene.cluster.unplug(&scene.far).unwrap();
+    scene
+        .objects
+        .put_service("web", &[V4, V6], &[&scene.servers[0]])
+        .unwrap();
+    wait_for("sockets to be destroyed", PROPAGATION, || {
+        let found = agent::metric(&scene.near, "beeline_sockets_destroyed_total")?;
+        Ok(found.filter(|count| *count > 0.0))
+    })
+    .unwrap();
+    assert_eq!(
+        scene.ask(target, 32).replies.keys().collect::<Vec<_>>(),
+        ["web-near"]
+    );
+    drop(held);
 }

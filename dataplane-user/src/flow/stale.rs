@@ -1,0 +1,135 @@
+//! Looks after the sockets that are connected to who serves their service no more.
+
+use std::collections::HashSet;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use dataplane_common::abi::protocol;
+use dataplane_model::BackendKey;
+use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep_until};
+use tracing::{info, warn};
+
+use super::destroy::{Report, Stale, destroy};
+use crate::failure::detector::Verdict;
+use crate::failure::probe::probe;
+use crate::kernel::Translations;
+
+/// What comes within this time is looked after together: a roll-out changes many slices.
+const TOGETHER: Duration = Duration::from_millis(50);
+/// A socket may have chosen its backend just before the set changed, and be connected only now: all is done again after this
+/// time.
+const AGAIN: Duration = Duration::from_millis(500);
+/// When a TCP backend that has gone from its service is asked whether it still lives.
+const PROBE_AGAIN: Duration = Duration::from_secs(5);
+
+/// Who serves a service no more.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Gone {
+    /// Row in `SERVICES`.
+    pub service: u32,
+    /// The backend.
+    pub backend: BackendKey,
+    /// Its pod is there, but does not serve: TCP connections to it go on.
+    pub listed: bool,
+}
+
+/// How sockets are destroyed.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Where the host's `proc` and `run` are.
+    pub root: PathBuf,
+    /// TCP connections to a backend that has gone and does not answer are closed, too.
+    pub tcp: bool,
+}
+
+/// Runs until the sender is gone. UDP sockets lose a backend that serves no more at once; TCP connections only if it has gone
+/// from its service and does not answer the node either: one whose pod merely has other labels now keeps them (spec kube-proxy
+/// 2.1).
+pub async fn keep(
+    settings: Settings,
+    mut gone: UnboundedReceiver<Vec<Gone>>,
+    translations: Translations,
+    done: impl Fn(&Report) + Send + 'static,
+) {
+    let translations = Arc::new(translations);
+    let mut work: Vec<(Instant, Task)> = Vec::new();
+    let mut probes: JoinSet<(Stale, Verdict)> = JoinSet::new();
+    loop {
+        let next = work.iter().map(|(at, _)| *at).min();
+        tokio::select! {
+            Some(list) = gone.recv() => {
+                for gone in list {
+                    take(&settings, gone, &mut work);
+                }
+            }
+            Some(probed) = probes.join_next() => match probed {
+                Ok((stale, Verdict::Silent)) => {
+                    info!(backend = %stale.addr, "backend has gone: its connections are closed");
+                    work.push((Instant::now(), Task::Destroy { stale, again: true }));
+                }
+                Ok(_) => {}
+                Err(error) => warn!(%error, "a probe failed"),
+            },
+            () = sleep_until(next.unwrap_or_else(Instant::now)), if next.is_some() => {
+                let now = Instant::now();
+                let due: Vec<Task> = work.extract_if(.., |(at, _)| *at <= now).map(|(_, task)| task).collect();
+                let mut stale = HashSet::new();
+                for task in due {
+                    match task {
+                        Task::Probe(stale) => {
+                            probes.spawn(async move {
+                                let verdict = probe(stale.addr).await;
+                                (stale, verdict)
+                            });
+                        }
+                        Task::Destroy { stale: one, again } => {
+                            if again {
+                                work.push((now + AGAIN, Task::Destroy { stale: one.clone(), again: false }));
+                            }
+                            stale.insert(one);
+                        }
+                    }
+                }
+                if !stale.is_empty() {
+                    let stale: Vec<Stale> = stale.into_iter().collect();
+                    let (root, translations) = (settings.root.clone(), Arc::clone(&translations));
+                    let work = move || destroy(&root, &stale, &translations);
+                    match tokio::task::spawn_blocking(work).await {
+                        Ok(Ok(report)) => done(&report),
+                        Ok(Err(error)) => warn!(%error, "stale sockets cannot be looked for"),
+                        Err(error) => warn!(%error, "the search for stale sockets failed"),
+                    }
+                }
+            }
+            else => return,
+        }
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Task {
+    Destroy { stale: Stale, again: bool },
+    Probe(Stale),
+}
+
+fn take(settings: &Settings, gone: Gone, work: &mut Vec<(Instant, Task)>) {
+    let now = Instant::now();
+    let stale = Stale {
+        addr: std::net::SocketAddr::new(gone.backend.addr.to_ip(), gone.backend.port.to_host()),
+        protocol: gone.backend.protocol.number(),
+        service: Some(gone.service),
+    };
+    match stale.protocol {
+        protocol::UDP => work.push((now + TOGETHER, Task::Destroy { stale, again: true })),
+        protocol::TCP if settings.tcp && !gone.listed => {
+            // once at once, for those that are gone already, and once later, for those that are just going
+            for after in [TOGETHER, PROBE_AGAIN] {
+                work.push((now + after, Task::Probe(stale.clone())));
+            }
+        }
+        _ => {}
+    }
+}

@@ -1,0 +1,142 @@
+//! Sockets that are connected to backends that have gone.
+#![allow(clippy::unwrap_used, reason = "a test that cannot be set up fails")]
+
+mod common;
+
+use std::net::SocketAddr;
+use std::path::Path;
+
+use common::plane::Plane;
+use common::{Client, Place};
+use dataplane_common::abi::{Service, protocol};
+use dataplane_model::Protocol;
+use dataplane_user::flow::destroy::{Report, Stale, destroy};
+
+/// Where the servers listen; each network namespace has its own.
+const SERVER: ([u8; 4], u16) = ([127, 0, 0, 1], 7999);
+
+/// Service 1 (UDP), 2 (TCP) at 10.96.0.1:80 and 3 (UDP), 4 (TCP) at 10.96.0.2:80, all with the one server.
+fn plane(place: &Place) -> Plane {
+    let mut plane = Plane::new(place);
+    plane.backend(1, SERVER.into(), Protocol::Udp);
+    plane.backend(2, SERVER.into(), Protocol::Tcp);
+    for (id, addr) in [(1, "10.96.0.1"), (3, "10.96.0.2")] {
+        plane.serve(id, &[1], Service::default());
+        plane.serve(id + 1, &[2], Service::default());
+        plane.cluster_ip(addr, 80, Protocol::Udp, id);
+        plane.cluster_ip(addr, 80, Protocol::Tcp, id + 1);
+    }
+    plane
+}
+
+/// A pod with the server, and sockets connected to it: a and b through the services, c (IPv6 socket) through the first,
+/// d directly; the same with capitals for TCP.
+fn pod(place: &Place) -> Client {
+    let mut pod = Client::isolated(&place.config.cgroup_root);
+    assert_eq!(pod.ask("__import__('os').system('ip link set lo up')"), "0");
+    pod.ask("S.update(s=udp(), l=tcp())");
+    pod.ask("[S[n].bind(('127.0.0.1', 7999)) for n in 'sl']");
+    pod.ask("S['l'].listen(99)");
+    pod.ask("S.update(a=udp(), b=udp(), c=udp(socket.AF_INET6), d=udp())");
+    pod.ask("S.update(A=tcp(), B=tcp(), C=tcp(socket.AF_INET6), D=tcp())");
+    for (name, addr, port) in [
+        ("a", "10.96.0.1", 80),
+        ("b", "10.96.0.2", 80),
+        ("c", "::ffff:10.96.0.1", 80),
+        ("d", "127.0.0.1", 7999),
+    ] {
+        for name in [name.to_owned(), name.to_uppercase()] {
+            let connect = format!("S['{name}'].connect(('{addr}', {port}))");
+            assert_eq!(pod.ask(&connect), "None", "{connect}");
+        }
+    }
+    pod
+}
+
+/// Which of the pod's sockets are still connected.
+fn connected(pod: &mut Client) -> String {
+    pod.ask("''.join(n for n in 'abcdABCD' if name(lambda: S[n].send(b'x')) == 1)")
+}
+
+fn gone(protocol: u8, service: Option<u32>) -> [Stale; 1] {
+    [Stale {
+        addr: SERVER.into(),
+        protocol,
+        service,
+    }]
+}
+
+fn done(destroyed: usize) -> Report {
+    Report {
+        destroyed,
+        ..Report::default()
+    }
+}
+
+#[test]
+fn sockets_of_every_namespace_lose_the_backend_that_has_gone() {
+    let place = Place::new();
+    let plane = plane(&place);
+    let translations = plane.kernel.translations().unwrap();
+    let (mut one, mut two) = (pod(&place), pod(&place));
+    let run = |stale: &[Stale]| destroy(Path::new("/"), stale, &translations).unwrap();
+    assert_eq!(run(&[]), done(0));
+    let elsewhere: SocketAddr = ([127, 0, 0, 1], 7998).into();
+    let other = |addr| Stale {
+        addr,
+        protocol: protocol::UDP,
+        service: None,
+    };
+    assert_eq!(
+        run(&[other(elsewhere), other(([127, 0, 0, 2], 7999).into())]),
+        done(0)
+    );
+    assert_eq!(run(&gone(protocol::UDP, Some(7))), done(0));
+    assert_eq!(connected(&mut one), "abcdABCD");
+
+    // one service has lost it, the other has not; who went there directly stays
+    assert_eq!(run(&gone(protocol::UDP, Some(1))), done(4));
+    assert_eq!(one.ask("S['a'].recv(9)"), "ECONNABORTED");
+    assert_eq!(one.ask("S['a'].send(b'x')"), "EDESTADDRREQ");
+    assert_eq!(connected(&mut one), "bdABCD");
+    assert_eq!(connected(&mut two), "bdABCD");
+
+    // nobody has it any more
+    assert_eq!(run(&gone(protocol::UDP, None)), done(2));
+    assert_eq!(connected(&mut one), "dABCD");
+    assert_eq!(run(&gone(protocol::TCP, Some(2))), done(4));
+    assert_eq!(connected(&mut one), "dBD");
+    let all = [gone(protocol::UDP, None), gone(protocol::TCP, None)].concat();
+    assert_eq!(run(&[all, vec![other(elsewhere)]].concat()), done(2));
+    assert_eq!(connected(&mut two), "dD");
+
+    // the sockets can be used again, and the accounts are right
+    assert_eq!(one.ask("S['a'].connect(('10.96.0.1', 80))"), "None");
+    assert_eq!(connected(&mut one), "adD");
+    one.kill();
+    two.kill();
+    let stats = plane.kernel.stats().unwrap();
+    for id in [1, 2] {
+        let counts = stats.get(id).unwrap();
+        assert_eq!(counts.connections, counts.closed, "{id}");
+    }
+}
+
+#[test]
+fn a_socket_that_no_process_has_open_is_left_alone() {
+    let place = Place::new();
+    let plane = plane(&place);
+    let translations = plane.kernel.translations().unwrap();
+    let mut pod = pod(&place);
+    // on its way through a Unix socket: as the kernel's own sockets, it is in nobody's table of descriptors
+    pod.ask("S.update(zip(('x', 'y'), socket.socketpair(socket.AF_UNIX)))");
+    assert_eq!(pod.ask("socket.send_fds(S['x'], [b'x'], [S['a'].fileno()])"), "1");
+    pod.ask("S.pop('a').close()");
+    pod.ask("S.pop('c').close()");
+    let report = destroy(Path::new("/"), &gone(protocol::UDP, Some(1)), &translations).unwrap();
+    assert_eq!(report, Report { kernel: 1, ..done(0) });
+    pod.ask("S.update(a=socket.socket(fileno=socket.recv_fds(S['y'], 9, 1)[1][0]))");
+    assert_eq!(pod.ask("S['a'].send(b'x')"), "1");
+    let report = destroy(Path::new("/"), &gone(protocol::UDP, Some(1)), &translations).unwrap();
+    assert_eq!(report, done(1));
+}
