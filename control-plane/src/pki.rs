@@ -81,7 +81,7 @@ impl std::fmt::Debug for Pair {
 }
 
 /// Everything that the server needs to prove who it is and to tell who its clients are.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Pki {
     /// The authority's certificate, PEM.
     pub ca: String,
@@ -89,6 +89,17 @@ pub struct Pki {
     pub server: Pair,
     /// The administrator's client certificate.
     pub admin: Pair,
+    /// The key that service account tokens are signed with; in the place of a certificate, its public half.
+    pub tokens: Pair,
+    ca_key: String,
+}
+
+impl std::fmt::Debug for Pki {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Pki")
+            .field("ca", &self.ca)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Pki {
@@ -121,11 +132,27 @@ impl Pki {
                 save(dir, "admin", sign(&params, &issuer)?)?
             }
         };
+        let tokens = token_key(dir)?;
         Ok(Self {
             ca: ca.certificate,
             server,
             admin,
+            tokens,
+            ca_key: ca.key,
         })
+    }
+
+    /// A client certificate for a user and its group, signed by the authority.
+    ///
+    /// # Errors
+    /// When the authority's key cannot be used.
+    pub fn client(&self, user: &str, group: Option<&str>) -> Result<Pair, PkiError> {
+        let key = KeyPair::from_pem(&self.ca_key).map_err(bad("key of the certificate authority"))?;
+        let issuer = Issuer::from_ca_cert_pem(&self.ca, key)
+            .map_err(bad("certificate of the certificate authority"))?;
+        let mut params = leaf(Vec::new(), user, group)?;
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        sign(&params, &issuer)
     }
 
     /// TLS settings: HTTP/2 and HTTP/1.1, client certificates asked for but not required.
@@ -266,6 +293,24 @@ fn load(dir: &Path, name: &str) -> Result<Option<Pair>, PkiError> {
             why: "the certificate is there but its key is missing".into(),
         }),
     }
+}
+
+/// The key for service account tokens, made when it is first needed.
+fn token_key(dir: &Path) -> Result<Pair, PkiError> {
+    let path = dir.join("sa.key");
+    let key = match fs::read_to_string(&path) {
+        Ok(pem) => KeyPair::from_pem(&pem).map_err(bad(path.display()))?,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            let key = KeyPair::generate().map_err(bad("key for service account tokens"))?;
+            write_private(&path, &key.serialize_pem())?;
+            key
+        }
+        Err(error) => return Err(file("read", &path)(error)),
+    };
+    Ok(Pair {
+        certificate: key.public_key_pem(),
+        key: key.serialize_pem(),
+    })
 }
 
 fn save(dir: &Path, name: &str, pair: Pair) -> Result<Pair, PkiError> {

@@ -12,10 +12,10 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::config::Config;
-use crate::controllers::{endpointslice, gc, nodes, workloads};
+use crate::controllers::{accounts, endpointslice, gc, nodes, workloads};
 use crate::pki::{self, Pki};
 use crate::resource::Allocator;
-use crate::server::{self, Api, Bootstrap};
+use crate::server::{self, Api, Bootstrap, Tokens};
 use crate::store::{self, RedbStore};
 
 /// Serves the API and runs the controllers until `shutdown` completes.
@@ -34,6 +34,7 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(
 #[derive(Debug)]
 pub struct ControlPlane {
     api: Arc<Api>,
+    pki: Pki,
     url: String,
     kubeconfig: PathBuf,
     stop: CancellationToken,
@@ -63,9 +64,15 @@ impl ControlPlane {
 
         let stop = CancellationToken::new();
         let allocator = Allocator::new(config.service_cidrs.clone(), config.node_port_range.clone());
-        let (api, remover) = Api::new(Arc::new(store), allocator, address.clone(), stop.clone())
-            .await
-            .context("read stored objects")?;
+        let (api, remover) = Api::new(
+            Arc::new(store),
+            allocator,
+            Tokens::new(&pki.tokens)?,
+            address.clone(),
+            stop.clone(),
+        )
+        .await
+        .context("read stored objects")?;
         let bootstrap = Bootstrap {
             cluster_ip: config.kubernetes_ips().first().copied(),
             advertised: config.advertised_ip(),
@@ -102,10 +109,12 @@ impl ControlPlane {
         tasks.spawn(endpointslice::run(client.clone(), stop.clone()));
         tasks.spawn(gc::run(client.clone(), stop.clone()));
         tasks.spawn(workloads::run(client.clone(), stop.clone()));
+        tasks.spawn(accounts::run(client.clone(), pki.ca.clone(), stop.clone()));
         tasks.spawn(nodes::run(client, config.cluster_cidrs.clone(), stop.clone()));
         tracing::info!(%url, kubeconfig = %kubeconfig.display(), "serving the Kubernetes API");
         Ok(Self {
             api,
+            pki,
             url,
             kubeconfig,
             stop,
@@ -116,6 +125,11 @@ impl ControlPlane {
     /// Where the API is.
     pub fn url(&self) -> &str {
         &self.url
+    }
+
+    /// The authority that clients trust and that signs their certificates.
+    pub fn pki(&self) -> &Pki {
+        &self.pki
     }
 
     /// The administrator's kubeconfig.

@@ -45,7 +45,6 @@ const PARTLY: &[(&str, &str, &str, &[&str])] = &[
             "podtemplates",
             "resourcequotas",
             "resourcequotas/status",
-            "serviceaccounts/token",
             "services/proxy",
         ],
     ),

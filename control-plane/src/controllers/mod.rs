@@ -1,5 +1,6 @@
 //! Controllers: clients of the API like any other.
 
+pub mod accounts;
 pub mod endpointslice;
 mod events;
 pub mod gc;

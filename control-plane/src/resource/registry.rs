@@ -324,6 +324,13 @@ pub static RESOURCES: &[ResourceInfo] = &[
         plural: "serviceaccounts",
         singular: "serviceaccount",
         short_names: &["sa"],
+        subresources: &[SubresourceInfo {
+            name: "token",
+            group: "authentication.k8s.io",
+            version: "v1",
+            kind: "TokenRequest",
+            verbs: &["create"],
+        }],
         storage_version_hash: "pbx9ZvyFpBE=",
         schema: "io.k8s.api.core.v1.ServiceAccount",
         ..PLAIN

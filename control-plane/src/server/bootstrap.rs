@@ -4,10 +4,10 @@ use std::net::IpAddr;
 
 use serde_json::{Value, json};
 
-use super::Api;
 use super::delete::Options;
 use super::route::Target;
 use super::write::{How, collection};
+use super::{Api, roles};
 use crate::error::ApiError;
 
 /// Where the API is.
@@ -32,6 +32,7 @@ impl Api {
             let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}});
             self.ensure(&namespaces, namespace, |_| false, |_| {}).await?;
         }
+        self.ensure_roles().await?;
         let Some(cluster_ip) = bootstrap.cluster_ip else {
             return Ok(());
         };
@@ -49,6 +50,37 @@ impl Api {
         })
         .await?;
         self.ensure_slice(bootstrap).await
+    }
+
+    /// Creates or corrects the roles that every cluster has; what was added to them by hand goes, bindings stay as they are.
+    async fn ensure_roles(&self) -> Result<(), ApiError> {
+        let group = "rbac.authorization.k8s.io";
+        let roles = collection(group, "clusterroles", "")?;
+        for (name, rules) in roles::cluster_roles() {
+            let rules = Value::from(rules);
+            let role = roles::object("ClusterRole", name, &json!({"rules": rules}));
+            let kept = |old: &Value| {
+                old["metadata"]["annotations"]["rbac.authorization.kubernetes.io/autoupdate"] == "true"
+            };
+            let differs = |old: &Value| kept(old) && old["rules"] != rules;
+            self.ensure(&roles, role, differs, |old| old["rules"] = rules.clone())
+                .await?;
+        }
+        let bindings = collection(group, "clusterrolebindings", "")?;
+        for (name, role, subjects) in roles::BINDINGS {
+            let subjects: Vec<Value> = subjects
+                .iter()
+                .map(|(kind, name)| json!({"kind": kind, "apiGroup": group, "name": name}))
+                .collect();
+            let role = json!({"apiGroup": group, "kind": "ClusterRole", "name": role});
+            let binding = roles::object(
+                "ClusterRoleBinding",
+                name,
+                &json!({"roleRef": role, "subjects": subjects}),
+            );
+            self.ensure(&bindings, binding, |_| false, |_| {}).await?;
+        }
+        Ok(())
     }
 
     async fn ensure_slice(&self, bootstrap: &Bootstrap) -> Result<(), ApiError> {

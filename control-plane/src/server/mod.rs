@@ -8,12 +8,17 @@ mod delete;
 mod errors;
 mod events;
 mod namespaces;
+mod nodes;
 mod protobuf;
+mod rbac;
 mod read;
 mod request;
 mod response;
+mod reviews;
+mod roles;
 mod route;
 mod scale;
+mod tokens;
 mod watch;
 mod write;
 
@@ -22,18 +27,20 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use http::{HeaderMap, Method, Request, Response};
-use serde_json::{Value, json};
+use serde_json::Value;
 use tokio::sync::{Mutex, mpsc};
 use tokio_util::sync::CancellationToken;
 
 pub use bootstrap::Bootstrap;
 pub use connection::serve;
+pub use tokens::Tokens;
 
 use crate::error::{ApiError, Cause};
 use crate::pki::Identity;
 use crate::resource::{Allocator, ResourceInfo};
 use crate::store::{Range, Store, StoreError};
 use crate::{discovery, openapi};
+use auth::{Ask, User};
 use request::{Accept, Params};
 use response::Body;
 use route::{Route, Target};
@@ -46,6 +53,8 @@ pub struct Api {
     allocator: Mutex<Allocator>,
     /// Namespaces whose content is to be removed.
     doomed: mpsc::UnboundedSender<String>,
+    /// Signs and reads service account tokens.
+    tokens: Tokens,
     /// Ends watches, so that connections can end.
     shutdown: CancellationToken,
     /// Host and port under which clients reach the API.
@@ -70,6 +79,7 @@ struct Parts<'a> {
     params: Params,
     headers: &'a HeaderMap,
     accept: Accept,
+    user: User,
 }
 
 impl Api {
@@ -80,6 +90,7 @@ impl Api {
     pub async fn new(
         store: Arc<dyn Store>,
         mut allocator: Allocator,
+        tokens: Tokens,
         address: String,
         shutdown: CancellationToken,
     ) -> Result<(Arc<Self>, NamespaceRemover), StoreError> {
@@ -102,6 +113,7 @@ impl Api {
             store,
             allocator: Mutex::new(allocator),
             doomed,
+            tokens,
             shutdown,
             address,
         };
@@ -158,14 +170,8 @@ impl Api {
         if let Some(answer) = public(&route, &head.method, &params) {
             return answer;
         }
-        let user = match auth::check(
-            user,
-            &head.headers,
-            &head.method,
-            &params,
-            &route,
-            head.uri.path(),
-        ) {
+        let ask = Ask::of(&head.method, &params, &route, head.uri.path());
+        let user = match self.admit(user, &head.headers, &ask).await {
             Ok(user) => user,
             Err(error) => return response::error(&error),
         };
@@ -178,20 +184,32 @@ impl Api {
             params,
             headers: &head.headers,
             accept,
+            user,
         };
         let answer = match route {
             Route::Objects(target) => self.objects(&parts, &target, body).await,
-            Route::AccessReview => review(&parts, body).await,
+            Route::Review(review) => self.review(&parts, &parts.user, review, body).await,
             other if *parts.method == Method::GET => self.document(&parts, &other),
             Route::Unknown => Err(ApiError::unknown_path()),
             _ => Err(ApiError::method_not_allowed()),
         };
         answer.unwrap_or_else(|error| {
             if error.code >= 500 {
-                tracing::warn!(method = %head.method, path = head.uri.path(), user = user.user, %error, "request failed");
+                tracing::warn!(method = %head.method, path = head.uri.path(), user = parts.user.name, %error, "request failed");
             }
             response::error(&error)
         })
+    }
+
+    /// The client, if it may do what it asks for.
+    async fn admit(&self, user: Option<&Identity>, headers: &HeaderMap, ask: &Ask) -> Result<User, ApiError> {
+        let user = self.authenticate(user, headers).await?;
+        let user = self.impersonate(user, headers).await?;
+        if self.allowed(&user, ask).await? {
+            Ok(user)
+        } else {
+            Err(auth::forbidden(&user, ask))
+        }
     }
 
     /// Documents that do not change while the server runs.
@@ -261,6 +279,18 @@ impl Api {
                 )?
                 .map_err(ApiError::bad_request)?;
                 self.bind(parts, target, name, &binding).await
+            }
+            ("create", Some(name), Some("token")) => {
+                let asked = request::decode(
+                    &request::content_type(parts.headers),
+                    &request::read_body(body).await?,
+                )?
+                .map_err(ApiError::bad_request)?;
+                let dry_run = parts.params.dry_run()?;
+                let token = self
+                    .request_token(&target.namespace, name, dry_run, asked)
+                    .await?;
+                Ok(response::value(201, parts.accept, &token))
             }
             ("create", Some(name), Some("eviction")) => {
                 let eviction = request::decode(
@@ -365,29 +395,4 @@ fn health(which: &str, check: Option<&str>, params: &Params) -> Response<Body> {
         }
         _ => response::text(200, "ok"),
     }
-}
-
-/// `kubectl auth can-i`: who gets here may do everything.
-async fn review<B>(parts: &Parts<'_>, body: B) -> Result<Response<Body>, ApiError>
-where
-    B: hyper::body::Body<Data = Bytes>,
-    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
-{
-    if *parts.method != Method::POST {
-        return Err(ApiError::method_not_allowed());
-    }
-    let body = request::read_body(body).await?;
-    // kubectl asks in protobuf and reads JSON; what it asks makes no difference.
-    let asked = match request::decode(&request::content_type(parts.headers), &body) {
-        Ok(Ok(asked)) => asked,
-        _ => json!({}),
-    };
-    let review = json!({
-        "kind": "SelfSubjectAccessReview",
-        "apiVersion": "authorization.k8s.io/v1",
-        "metadata": {},
-        "spec": asked["spec"].as_object().cloned().unwrap_or_default(),
-        "status": {"allowed": true, "reason": "the user is an administrator"},
-    });
-    Ok(response::value(201, parts.accept, &review))
 }

@@ -2,6 +2,7 @@
 
 use percent_encoding::percent_decode_str;
 
+use super::reviews::Review;
 use crate::resource::{self, ResourceInfo};
 
 /// What a path names.
@@ -23,8 +24,8 @@ pub(super) enum Route {
     OpenApiIndex,
     /// `/openapi/v3/…`
     OpenApi(String),
-    /// `/apis/authorization.k8s.io/v1/selfsubjectaccessreviews`
-    AccessReview,
+    /// `/apis/authorization.k8s.io/v1/selfsubjectaccessreviews` and others of that kind.
+    Review(Review),
     /// Objects.
     Objects(Target),
     /// Anything else.
@@ -109,11 +110,21 @@ pub(super) fn parse(path: &str) -> Route {
         ["apis", group] => Route::Group((*group).to_owned()),
         ["api", version] => Route::Resources(String::new(), (*version).to_owned()),
         ["apis", group, version] => Route::Resources((*group).to_owned(), (*version).to_owned()),
-        ["apis", "authorization.k8s.io", "v1", "selfsubjectaccessreviews"] => Route::AccessReview,
         ["api", version, rest @ ..] => objects("", version, rest),
-        ["apis", group, version, rest @ ..] => objects(group, version, rest),
+        ["apis", group, version, rest @ ..] => match rest {
+            [plural] if *version == "v1" && review(group, plural).is_some() => {
+                review(group, plural).map_or(Route::Unknown, Route::Review)
+            }
+            _ => objects(group, version, rest),
+        },
         _ => Route::Unknown,
     }
+}
+
+fn review(group: &str, plural: &str) -> Option<Review> {
+    Review::ALL
+        .into_iter()
+        .find(|review| review.group() == group && review.plural() == plural)
 }
 
 fn health(which: &'static str, rest: &[&str]) -> Route {

@@ -4,9 +4,10 @@ use http::Response;
 use rand::Rng as _;
 use serde_json::{Value, json};
 
+use super::auth::User;
 use super::response::{self, Body};
 use super::route::Target;
-use super::{Api, Parts, codec, errors, read, request};
+use super::{Api, Parts, codec, errors, nodes, read, request};
 use crate::error::{ApiError, Cause};
 use crate::fields::{self, Manager};
 use crate::patch;
@@ -28,6 +29,8 @@ pub(super) struct How {
     pub(super) dry_run: bool,
     pub(super) validation: FieldValidation,
     pub(super) ownership: Ownership,
+    /// Whose rights are to be checked against what is written; nobody's for those who may do everything.
+    pub(super) actor: Option<User>,
 }
 
 impl How {
@@ -36,6 +39,7 @@ impl How {
             dry_run: parts.params.dry_run()?,
             validation: parts.params.field_validation()?,
             ownership: Ownership::Of(manager(parts, subresource)?),
+            actor: (!parts.user.is_master()).then(|| parts.user.clone()),
         })
     }
 }
@@ -128,6 +132,10 @@ impl Api {
     ) -> Result<Value, ApiError> {
         let r = target.resource;
         place(target, &mut object)?;
+        if let Some(user) = &how.actor {
+            nodes::check_create(user, r, &object)?;
+            self.check_escalation(user, r, &target.namespace, &object).await?;
+        }
         let base = match (text(&object, "name"), text(&object, "generateName")) {
             ("", base) if !base.is_empty() => Some(base.to_owned()),
             _ => None,
@@ -386,6 +394,12 @@ impl Api {
             let old = codec::decode(r, stored.revision, &stored.value)?;
             let mut new = make(&old)?;
             check_same(r, name, &old, &new)?;
+            if let Some(user) = &how.actor {
+                if let Some(node) = user.node() {
+                    nodes::check_change(node, r, &old, &new)?;
+                }
+                self.check_escalation(user, r, &target.namespace, &new).await?;
+            }
             warnings.clear();
             let mut alloc = self.allocator.lock().await;
             alloc.begin();
