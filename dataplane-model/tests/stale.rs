@@ -143,6 +143,22 @@ fn an_endpoint_that_moves_to_another_slice_is_not_stale() {
     assert_eq!(stale(&mut model), ["10.0.0.2:5353/UDP gone"]);
 }
 
+#[test]
+fn a_service_that_comes_again_knows_who_served_it() {
+    let (mut model, endpoints) = of("UDP");
+    model.apply(endpoints(&ready(&["10.0.0.1", "10.0.0.2"])));
+    let ports = json!({"spec": {"ports": [{"name": "p", "port": 53, "protocol": "UDP"}]}});
+    model.apply(Event::ServiceDeleted {
+        namespace: "ns".into(),
+        name: "s".into(),
+    });
+    assert_eq!(stale(&mut model), [] as [&str; 0]);
+    model.apply(endpoints(&ready(&["10.0.0.2", "10.0.0.3"])));
+    assert_eq!(stale(&mut model), [] as [&str; 0]);
+    model.apply(service("s", "10.96.0.1", &ports));
+    assert_eq!(stale(&mut model), ["10.0.0.1:5353/UDP gone"]);
+}
+
 /// Programs what is dirty; gives what left, as text.
 fn released(programmer: &mut Programmer<FakeMaps>, model: &mut Model) -> Vec<String> {
     let dirty = model.take_dirty();

@@ -196,6 +196,9 @@ impl Model {
             return;
         }
         if entry.service.is_some() {
+            if object.is_none() {
+                self.suspect_all(id);
+            }
             self.withdraw(id);
             if let Some(entry) = self.entries.get(id) {
                 self.gone.extend(entry.keys());

@@ -36,6 +36,9 @@ pub struct Stale {
 /// Those that may be stale, by service.
 pub(super) type Suspects = BTreeMap<ServiceKey, BTreeSet<BackendKey>>;
 
+/// Services that are gone and of which it is remembered who served them: most never come again.
+const MAX_ABSENT: usize = 1000;
+
 impl Model {
     /// Where a service is offered and who serves it; `None` if there is no service of this key.
     ///
@@ -61,12 +64,20 @@ impl Model {
     /// The endpoints that have stopped serving since the last call, in order.
     ///
     /// As in kube-proxy those of a UDP service wait until somebody else serves it: until then a flow may as well stay where
-    /// it is. Endpoints of a Service that is gone are not named.
+    /// it is. Endpoints of a Service that is gone are named when it comes again, if they do not serve it then; of TCP not at
+    /// all.
     pub fn take_stale(&mut self) -> Vec<Stale> {
         let mut out = Vec::new();
         let mut waiting = Suspects::new();
+        let mut absent = 0;
         for (key, backends) in std::mem::take(&mut self.stale) {
-            let Some(port) = self.port(&key) else { continue };
+            let Some(port) = self.port(&key) else {
+                if key.protocol == Protocol::Udp && absent < MAX_ABSENT {
+                    absent += 1;
+                    waiting.insert(key, backends);
+                }
+                continue;
+            };
             let candidates = self.candidates(port.entry, &key);
             let listed: HashSet<BackendKey> = candidates.iter().map(|c| c.backend).collect();
             let serving: HashSet<BackendKey> = candidates
@@ -87,6 +98,14 @@ impl Model {
         }
         self.stale = waiting;
         out
+    }
+
+    /// The Service of an entry goes.
+    pub(super) fn suspect_all(&mut self, id: u32) {
+        let slices = self.entries.get(id).map(|entry| entry.slices.clone());
+        for (_, slice) in slices.into_iter().flatten() {
+            self.suspect(id, &slice, None);
+        }
     }
 
     /// A slice of an entry becomes another, or goes.
