@@ -1,8 +1,10 @@
 //! The agent's settings, from the command line.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -192,6 +194,46 @@ pub struct LogWish {
     pub verbosity: Option<u32>,
 }
 
+/// Changes what is logged while the program runs; by default it cannot.
+#[derive(Clone, Default)]
+pub struct LogControl(Option<Arc<SetFilter>>);
+
+/// Takes a filter, or says what is wrong with it.
+type SetFilter = dyn Fn(&str) -> Result<(), String> + Send + Sync;
+
+impl LogControl {
+    /// From what does it.
+    pub fn new(set: impl Fn(&str) -> Result<(), String> + Send + Sync + 'static) -> Self {
+        Self(Some(Arc::new(set)))
+    }
+
+    /// Logs as Kubernetes does at this verbosity.
+    ///
+    /// # Errors
+    ///
+    /// Why that cannot be.
+    pub fn set_verbosity(&self, verbosity: u32) -> Result<(), String> {
+        let set = self.0.as_ref().ok_or("what is logged cannot be changed")?;
+        set(log_filter(verbosity))
+    }
+}
+
+impl fmt::Debug for LogControl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("LogControl")
+    }
+}
+
+/// The filter that comes nearest to a verbosity of Kubernetes.
+#[must_use]
+pub const fn log_filter(verbosity: u32) -> &'static str {
+    match verbosity {
+        0..4 => "info",
+        4 | 5 => "debug",
+        _ => "trace",
+    }
+}
+
 /// Settings of the agent, checked.
 #[derive(Clone, Debug)]
 pub struct AgentConfig {
@@ -219,6 +261,8 @@ pub struct AgentConfig {
     pub warnings: Vec<String>,
     /// How to log, as far as kube-proxy's settings say.
     pub log: LogWish,
+    /// Changes what is logged.
+    pub log_control: LogControl,
     /// The flags that have a value, given or by default, as `/flagz` shows them.
     pub flags: BTreeMap<String, String>,
     /// Devices that the packet programs serve.
@@ -287,6 +331,12 @@ impl TryFrom<AgentArgs> for AgentConfig {
             .logging_format
             .as_deref()
             .or((logging.format != "text").then_some(&logging.format));
+        if proxy.enable_profiling {
+            warnings.push(
+                "with enableProfiling /debug/flags/v is served, but not /debug/pprof: this is no Go program"
+                    .into(),
+            );
+        }
         if args.log.vmodule.is_some() {
             warnings.push("--vmodule has no effect here; use --log-level".into());
         }
@@ -309,6 +359,7 @@ impl TryFrom<AgentArgs> for AgentConfig {
             warnings,
             log,
             proxy,
+            log_control: LogControl::default(),
             flags: BTreeMap::new(),
             cgroup_root: args.cgroup_root,
             bpffs_root: args.bpffs_root,

@@ -10,7 +10,7 @@ use axum::Router;
 use axum::extract::{RawQuery, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{any, get};
+use axum::routing::{any, get, put};
 use hyper_util::service::TowerToHyperService;
 use jiff::Timestamp;
 use serde_json::Value;
@@ -23,6 +23,7 @@ use super::slis::Slis;
 use super::state::Shared;
 use super::view::{Services, Status};
 use super::zpages::ZPages;
+use crate::config::LogControl;
 use crate::serve;
 
 /// Pause before a bind is tried again, kube-proxy's.
@@ -49,6 +50,8 @@ pub struct Context {
     pub counters: Counters,
     /// Effective configuration.
     pub config: Arc<Value>,
+    /// Lets clients change the verbosity; `None` does not.
+    pub verbosity: Option<LogControl>,
     /// `/statusz` and `/flagz`.
     pub pages: Arc<ZPages>,
     /// How the metrics server's health checks ended.
@@ -156,6 +159,21 @@ fn ping(context: &Context, query: &str) -> Response {
     })
 }
 
+fn set_verbosity(control: &LogControl, body: &str) -> Response {
+    let set = body
+        .trim()
+        .parse()
+        .map_err(|_| format!("{:?} is no verbosity", body.trim()))
+        .and_then(|verbosity| control.set_verbosity(verbosity).map(|()| verbosity));
+    match set {
+        Ok(verbosity) => {
+            info!(verbosity, "what is logged has been changed");
+            format!("successfully set klog.logging.verbosity to {verbosity}\n").into_response()
+        }
+        Err(error) => (StatusCode::BAD_REQUEST, format!("{error}\n")).into_response(),
+    }
+}
+
 /// Port 10249: metrics and what describes the proxy.
 pub fn metrics_router(context: Context) -> Router {
     let metrics = |State(context): State<Context>, headers: HeaderMap| async move {
@@ -175,7 +193,15 @@ pub fn metrics_router(context: Context) -> Router {
     let healthz = |State(context): State<Context>, RawQuery(query): RawQuery| async move {
         ping(&context, &query.unwrap_or_default())
     };
+    let debug = match context.verbosity.clone() {
+        Some(control) => Router::new().route(
+            "/debug/flags/v",
+            put(move |body: String| async move { set_verbosity(&control, &body) }),
+        ),
+        None => Router::new(),
+    };
     Router::new()
+        .merge(debug)
         .route("/metrics", get(metrics))
         .route("/metrics/slis", get(slis))
         .route("/proxyMode", get(|| async { plain("ebpf") }))
@@ -299,10 +325,24 @@ mod tests {
             shared: Shared::new(health),
             counters: Arc::new(Vec::new),
             config: Arc::new(serde_json::json!({"kubeproxy.config.k8s.io": {"mode": "ebpf"}})),
+            verbosity: None,
             pages: Arc::new(ZPages::new([("v".into(), "2".into())].into())),
             slis: Arc::default(),
             requests,
         }
+    }
+
+    /// Status, body.
+    async fn put_text(router: &Router, uri: &str, text: &'static str) -> (u16, String) {
+        use hyper::service::Service as _;
+        let request = HttpRequest::builder()
+            .method("PUT")
+            .uri(uri)
+            .body(Body::from(text));
+        let service = TowerToHyperService::new(router.clone());
+        let (head, body) = service.call(request.unwrap()).await.unwrap().into_parts();
+        let body = body.collect().await.unwrap().to_bytes();
+        (head.status.as_u16(), String::from_utf8(body.to_vec()).unwrap())
     }
 
     /// Status, headers, body.
@@ -378,6 +418,32 @@ mod tests {
         );
         let series = "kubernetes_healthchecks_total{name=\"ping\",status=\"success\",type=\"healthz\"} 2";
         assert!(slis.lines().any(|line| line == series), "{slis}");
+    }
+
+    #[tokio::test]
+    async fn the_verbosity_is_changed_if_that_is_allowed() {
+        use std::sync::Mutex;
+        let filters = Arc::new(Mutex::new(Vec::new()));
+        let seen = Arc::clone(&filters);
+        let control = LogControl::new(move |filter| {
+            seen.lock().unwrap().push(filter.to_owned());
+            Ok(())
+        });
+        let closed = metrics_router(context(Health::for_tests()));
+        assert_eq!(put_text(&closed, "/debug/flags/v", "4").await.0, 404);
+        let open = metrics_router(Context {
+            verbosity: Some(control),
+            ..context(Health::for_tests())
+        });
+        let (status, body) = put_text(&open, "/debug/flags/v", "4\n").await;
+        assert_eq!(
+            (status, &*body),
+            (200, "successfully set klog.logging.verbosity to 4\n")
+        );
+        assert_eq!(put_text(&open, "/debug/flags/v", "9").await.0, 200);
+        assert_eq!(put_text(&open, "/debug/flags/v", "loud").await.0, 400);
+        assert_eq!(ask(&open, "GET", "/debug/flags/v").await.0, 405);
+        assert_eq!(*filters.lock().unwrap(), ["debug", "trace"]);
     }
 
     #[tokio::test]

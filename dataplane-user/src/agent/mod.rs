@@ -9,8 +9,10 @@ pub mod http;
 pub mod listing;
 pub mod metrics;
 pub mod node;
+mod problems;
 mod process;
 pub mod rest;
+mod shared;
 pub mod slis;
 pub mod state;
 mod statedir;
@@ -145,6 +147,7 @@ pub async fn run(config: AgentConfig) -> anyhow::Result<()> {
         shared: Arc::clone(&shared),
         counters: Arc::new(move || reader.read().unwrap_or_default()),
         config: Arc::new(config.configz()),
+        verbosity: config.proxy.enable_profiling.then(|| config.log_control.clone()),
         pages: Arc::new(zpages::ZPages::new(config.flags.clone())),
         slis: Arc::default(),
         requests,

@@ -1,8 +1,8 @@
 //! The agent without its surroundings: updates in, programmed services and answers out. Nothing here waits.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use dataplane_model::program::{Maps, Outcome, ProgramError, Programmer, Released};
@@ -16,55 +16,18 @@ use tokio::sync::{mpsc, watch};
 use tracing::{debug, error, info, warn};
 
 use super::accounts::{NoLocal, Pending, Triggers};
-use super::health::Health;
 use super::listing::{self, Counts};
-use super::metrics::{FamilyLabel, KindLabel, Metrics, PolicyLabel};
+use super::metrics::{FamilyLabel, KindLabel, PolicyLabel};
 use super::node::Ranges;
-use super::rest::RestClient;
+use super::problems::Problems;
+pub use super::shared::Shared;
 use super::view::{ServiceView, SourceView};
 use crate::flow::stale::Gone;
 use crate::nodeaddr;
 use crate::source::{Kind, Update};
 
-/// Problems that `beeline status` shows.
-const SHOWN_PROBLEMS: usize = 20;
 /// How long the first sync waits for this node's object.
 const NODE_WAIT: Duration = Duration::from_secs(5);
-/// Problems that are remembered so as not to be logged again.
-const REMEMBERED_PROBLEMS: usize = 10_000;
-
-/// What the servers share with the loop.
-#[derive(Debug)]
-pub struct Shared {
-    health: Mutex<Health>,
-    /// Metrics.
-    pub metrics: Metrics,
-    /// True once all that is known is programmed, nothing left out.
-    pub complete: watch::Sender<bool>,
-}
-
-impl Shared {
-    /// With this health.
-    #[must_use]
-    pub fn new(health: Health) -> Arc<Self> {
-        Self::with_api(health, &RestClient::default())
-    }
-
-    /// With this health, and what is counted of an API.
-    #[must_use]
-    pub fn with_api(health: Health, rest: &RestClient) -> Arc<Self> {
-        Arc::new(Self {
-            health: Mutex::new(health),
-            metrics: Metrics::new(rest),
-            complete: watch::Sender::new(false),
-        })
-    }
-
-    /// The health; a panic elsewhere while it was held leaves it as usable as before.
-    pub fn health(&self) -> MutexGuard<'_, Health> {
-        self.health.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
 
 /// Why a service is not as desired.
 #[derive(Debug)]
@@ -87,8 +50,7 @@ pub struct State<M> {
     synced: bool,
     last_sync: Option<Timestamp>,
     failing: BTreeMap<ServiceKey, Failure>,
-    shown: VecDeque<Problem>,
-    known: HashSet<Problem>,
+    problems: Problems,
     node_addresses: watch::Sender<Option<Vec<IpAddr>>>,
     ranges: watch::Sender<Ranges>,
     health_checks: watch::Sender<Vec<HealthCheckNodePort>>,
@@ -120,8 +82,7 @@ impl<M: Maps> State<M> {
             synced: false,
             last_sync: None,
             failing: BTreeMap::new(),
-            shown: VecDeque::new(),
-            known: HashSet::new(),
+            problems: Problems::default(),
             node_addresses: watch::Sender::new(None),
             ranges: watch::Sender::new(Ranges::default()),
             health_checks: watch::Sender::default(),
@@ -293,17 +254,7 @@ impl<M: Maps> State<M> {
     /// Says a problem once, however often the object comes again.
     fn problem(&mut self, problem: Problem) {
         self.shared.metrics.object_problems.inc();
-        if self.known.len() >= REMEMBERED_PROBLEMS {
-            self.known.clear();
-        }
-        if self.known.insert(problem.clone()) {
-            warn!(object = %problem.object, "{}", problem.message);
-            self.shown.retain(|shown| *shown != problem);
-            self.shown.push_back(problem);
-            if self.shown.len() > SHOWN_PROBLEMS {
-                self.shown.pop_front();
-            }
-        }
+        self.problems.say(problem);
     }
 
     /// True once Services and endpoint slices have both been listed completely: before that nothing is programmed, and
@@ -652,7 +603,7 @@ impl<M: Maps> State<M> {
             .iter()
             .map(|(key, failure)| format!("{key}: {}", failure.text))
             .collect();
-        status.problems = self.shown.iter().map(ToString::to_string).collect();
+        status.problems = self.problems.shown();
         status.maps = self.programmer.usage().iter().map(Into::into).collect();
     }
 }
@@ -680,6 +631,7 @@ pub(super) mod tests {
     use dataplane_model::program::{Capacity, FakeMaps, FaultyMaps};
     use serde_json::json;
 
+    use super::super::health::Health;
     use super::*;
 
     /// A Service with one endpoint.
@@ -937,7 +889,7 @@ pub(super) mod tests {
                 message: "is bad".into(),
             }));
         }
-        assert_eq!(state.shown.len(), 1);
+        assert_eq!(state.problems.shown(), ["Service a/b: is bad"]);
         assert!(
             state
                 .shared

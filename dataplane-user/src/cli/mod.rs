@@ -10,10 +10,14 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum};
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing_subscriber::{EnvFilter, reload};
 
 use crate::agent::view::{Services, Status};
-use crate::config::{AgentArgs, AgentConfig, LogWish, STATE_DIR, Unusable, flag_values};
+use crate::config::{
+    AgentArgs, AgentConfig, LogControl, LogWish, STATE_DIR, Unusable, flag_values, log_filter,
+};
 use crate::{agent, kernel, takeover};
 
 /// Exit code for a command line or a configuration that cannot be used (EX_USAGE of sysexits.h).
@@ -169,12 +173,8 @@ pub fn main() -> ExitCode {
 }
 
 /// Starts logging. What Beeline's own flags say wins over kube-proxy's.
-fn start_log(args: &LogArgs, wish: LogWish) -> anyhow::Result<()> {
-    let verbosity = match wish.verbosity {
-        None | Some(..4) => "info",
-        Some(4 | 5) => "debug",
-        Some(_) => "trace",
-    };
+fn start_log(args: &LogArgs, wish: LogWish) -> anyhow::Result<LogControl> {
+    let verbosity = log_filter(wish.verbosity.unwrap_or_default());
     let level = args.log_level.as_deref().unwrap_or(verbosity);
     let filter =
         EnvFilter::try_new(level).with_context(|| Unusable(format!("--log-level {level}: is no filter")))?;
@@ -183,19 +183,23 @@ fn start_log(args: &LogArgs, wish: LogWish) -> anyhow::Result<()> {
         (None, Some(true)) => LogFormat::Json,
         (None, _) => LogFormat::Text,
     };
-    let subscriber = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr);
+    let (filter, handle) = reload::Layer::new(filter);
+    let registry = tracing_subscriber::registry().with(filter);
+    let output = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
     match format {
-        LogFormat::Text => {
-            subscriber
-                .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
-                .with_target(false)
-                .init();
-        }
-        LogFormat::Json => subscriber.json().init(),
+        LogFormat::Text => registry
+            .with(
+                output
+                    .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
+                    .with_target(false),
+            )
+            .init(),
+        LogFormat::Json => registry.with(output.json()).init(),
     }
-    Ok(())
+    Ok(LogControl::new(move |text| {
+        let filter = EnvFilter::try_new(text).map_err(|error| error.to_string())?;
+        handle.reload(filter).map_err(|error| error.to_string())
+    }))
 }
 
 fn run(command: Command, log: &LogArgs, flags: BTreeMap<String, String>) -> anyhow::Result<()> {
@@ -252,7 +256,7 @@ fn run_agent(args: AgentArgs, log: &LogArgs, flags: BTreeMap<String, String>) ->
     let write_to = args.write_config_to().map(ToOwned::to_owned);
     let mut config = AgentConfig::try_from(args)?;
     config.flags = flags;
-    start_log(log, config.log)?;
+    config.log_control = start_log(log, config.log)?;
     for warning in &config.warnings {
         tracing::warn!("{warning}");
     }

@@ -125,8 +125,8 @@ flags! {
     /// Accepted, without effect: every change is watched
     #[arg(hide = true)]
     "config-sync-period" config_sync_period: GoDuration,
-    /// Accepted, without effect
-    #[arg(hide = true, num_args = 0..=1, default_missing_value = "true", require_equals = true)]
+    /// Serve /debug/flags/v beside /metrics, to change the verbosity; there are no profiles
+    #[arg(num_args = 0..=1, default_missing_value = "true", require_equals = true)]
     "profiling" profiling: bool,
     /// AllowServiceExternalIPs=false leaves spec.externalIPs out; others have no effect
     #[arg(hide = true)]

@@ -10,7 +10,6 @@ const UNSUPPORTED: &[&str] = &[
     "/clientConnection/acceptContentTypes",
     "/clientConnection/qps",
     "/clientConnection/burst",
-    "/enableProfiling",
     "/showHiddenMetricsForVersion",
     "/mode",
     "/iptables/minSyncPeriod",
