@@ -12,6 +12,7 @@ use dataplane_common::abi::{
 };
 use dataplane_model::Protocol;
 use dataplane_model::program::Write;
+use dataplane_user::flow::sources::Sources;
 
 const CONNECT: &str = "tcp().connect(('10.96.0.1', 80))";
 /// Connects and keeps the socket, also if that fails.
@@ -338,6 +339,7 @@ fn source_ranges_let_in_whom_they_hold() {
     for key in [ranges(7, "10.1.0.0", 16), ranges(8, "10.2.0.0", 16)] {
         plane.write(&Write::PutSourceRange { key });
     }
+    assert!(plane.node.has_source_ranges().unwrap());
     let mut pod = Client::isolated(&place.config.cgroup_root);
     let cookie: u64 = pod.ask(COOKIE).parse().unwrap();
     let call = "tcp().connect(('192.0.2.10', 80))";
@@ -373,6 +375,37 @@ fn source_ranges_let_in_whom_they_hold() {
     let before = plane.connections(1);
     pod.ask(call);
     assert_eq!(plane.connections(1), before + 1);
+}
+
+#[test]
+fn the_address_of_a_namespace_is_that_of_its_default_route() {
+    let place = Place::new();
+    let (plane, _servers) = plane(&place, 1, Service::default());
+    assert!(!plane.node.has_source_ranges().unwrap());
+    let mut pod = Client::isolated(&place.config.cgroup_root);
+    let mut bare = Client::isolated(&place.config.cgroup_root);
+    let setup = "ip link set lo up && ip link add va type veth peer name vb && ip link add vc type veth peer name vd && \
+        ip addr add 10.7.0.1/24 dev va && ip addr add 10.8.0.1/24 dev vc && ip addr add fd00:8::1/64 dev vc nodad && \
+        for i in va vb vc vd; do ip link set $i up; done && ip route add default via 10.8.0.2";
+    assert_eq!(pod.ask(&format!("__import__('os').system('{setup}')")), "0");
+    let mut sources = Sources::new("/".into());
+    let found = sources.read().unwrap();
+    let of = |client: &mut Client| {
+        let cookie: u64 = client.ask(COOKIE).parse().unwrap();
+        let addrs = found.get(&cookie)?;
+        Some([addrs.v4, addrs.v6].map(|addr| addr.to_string()))
+    };
+    let expected = ["10.8.0.1", "fd00:8::1"].map(ToOwned::to_owned);
+    assert_eq!((of(&mut pod), of(&mut bare)), (Some(expected), None));
+    // namespaces that have gone are forgotten; those without addresses are asked again
+    let setup = "ip link set lo up && ip link add va type veth peer name vb && ip addr add 10.9.0.1/24 dev va && ip link set va up";
+    assert_eq!(bare.ask(&format!("__import__('os').system('{setup}')")), "0");
+    let gone: u64 = pod.ask(COOKIE).parse().unwrap();
+    pod.kill();
+    let found = sources.read().unwrap();
+    let late: u64 = bare.ask(COOKIE).parse().unwrap();
+    assert_eq!(found[&late].v4.to_string(), "10.9.0.1");
+    assert!(!found.contains_key(&gone));
 }
 
 #[test]

@@ -185,6 +185,12 @@ pub async fn run(config: AgentConfig) -> anyhow::Result<()> {
     tokio::spawn(devices.follow(state.node_addresses()));
     tokio::spawn(collect_flows(&config, &kernel, &shared, events.clone())?);
 
+    let tables = kernel.node_tables()?;
+    tokio::spawn(async move {
+        if let Err(error) = flow::sources::keep(Path::new("/"), tables).await {
+            warn!(%error, "source ranges do not hold for sockets");
+        }
+    });
     let counted = Arc::clone(&shared);
     tokio::spawn(flow::stale::keep(
         flow::stale::Settings {

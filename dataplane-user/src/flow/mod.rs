@@ -4,4 +4,5 @@ pub mod destroy;
 mod diag;
 pub mod gc;
 pub mod namespaces;
+pub mod sources;
 pub mod stale;

@@ -116,7 +116,7 @@ pub(super) fn check_cgroup2(path: &Path) -> Result<(), KernelError> {
 }
 
 /// `SO_NETNS_COOKIE` (5.14) of the network namespace that this thread is in.
-pub(super) fn netns_cookie() -> Result<u64, KernelError> {
+pub(crate) fn netns_cookie() -> Result<u64, KernelError> {
     const SO_NETNS_COOKIE: libc::c_int = 71;
     let io = |source| KernelError::Io {
         operation: "ask a socket for its network namespace, as in",

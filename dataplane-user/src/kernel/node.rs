@@ -6,6 +6,7 @@ use std::path::Path;
 use std::sync::atomic::Ordering;
 
 use aya::Pod;
+use aya::maps::lpm_trie::LpmTrie;
 use aya::maps::{HashMap, Map, MapData, MapError};
 use dataplane_common::abi::{Addr, NetnsAddrs, NodeConfig, Range, config_flag, map_name};
 
@@ -19,6 +20,7 @@ pub struct NodeTables {
     addrs: HashMap<MapData, Addr, u32>,
     opt_out: HashMap<MapData, u64, u32>,
     netns_addrs: HashMap<MapData, u64, NetnsAddrs>,
+    source_ranges: LpmTrie<MapData, [u32; 5], u32>,
 }
 
 impl NodeTables {
@@ -28,6 +30,9 @@ impl NodeTables {
             addrs: hash(pin_dir, map_name::NODE_ADDRS)?,
             opt_out: hash(pin_dir, map_name::OPT_OUT)?,
             netns_addrs: hash(pin_dir, map_name::NETNS_ADDRS)?,
+            source_ranges: Map::LpmTrie(open_map(pin_dir, map_name::SOURCE_RANGES)?)
+                .try_into()
+                .map_err(fail(map_name::SOURCE_RANGES))?,
         })
     }
 
@@ -97,6 +102,16 @@ impl NodeTables {
         }
         self.store(&config);
         Ok(())
+    }
+
+    /// True while a service has source ranges: only then `NETNS_ADDRS` is read.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel refuses.
+    pub fn has_source_ranges(&self) -> Result<bool, KernelError> {
+        let first = self.source_ranges.keys().next().transpose();
+        Ok(first.map_err(fail(map_name::SOURCE_RANGES))?.is_some())
     }
 
     /// Makes `NETNS_ADDRS` hold exactly these addresses by cookie of the network namespace (`SO_NETNS_COOKIE`): with them,
