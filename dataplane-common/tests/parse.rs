@@ -314,9 +314,26 @@ fn errors_show_the_tuple_from_its_other_end() {
                     "{quote}"
                 );
             }
-            // no error: echo
-            let echo = made.error(router, if made.src.is_ipv4() { 8 } else { 128 }, 0, 64);
-            assert_eq!(read(&echo).0, Outcome::Other);
+            // no errors: echo, its answer, and others
+            let [asks, answers, other] = if made.src.is_ipv4() {
+                [8, 0, 13]
+            } else {
+                [128, 129, 135]
+            };
+            for (kind, expected) in [(asks, true), (answers, false)] {
+                let mut echo = made.error(router, kind, 0, 64);
+                let id = 14 + if made.src.is_ipv4() { 20 } else { 40 } + 4;
+                echo[id..id + 2].copy_from_slice(&[0x12, 0x34]);
+                let (outcome, head) = read(&echo);
+                assert_eq!(outcome, Outcome::Echo);
+                assert_eq!(
+                    head.flags & (head_flag::ECHO | head_flag::ICMP_ERROR),
+                    head_flag::ECHO
+                );
+                let ports = (head.src_port.to_host(), head.dst_port.to_host());
+                assert_eq!(ports, if expected { (0x1234, 0) } else { (0, 0x1234) });
+            }
+            assert_eq!(read(&made.error(router, other, 0, 64)).0, Outcome::Other);
         }
         // about a packet of another sender than the error goes to
         let mut bytes = udp(src, dst).error(router, kinds[0], 1, 100);
@@ -357,7 +374,7 @@ fn survives(bytes: &[u8], link: u32, ethertype: u16) {
             assert!(head.inner_l3 >= head.l4 + 8 && head.inner_l4 >= head.inner_l3 + 20);
         }
         Outcome::LaterFragment => assert!(head.l4 <= head.l3 + head.len, "{head:?}"),
-        Outcome::Other | Outcome::Truncated => return,
+        Outcome::Other | Outcome::Echo | Outcome::Truncated => return,
     }
     assert!(head.l3 >= link && head.l3 + head.len <= len, "{head:?}");
 }

@@ -99,6 +99,11 @@ pub static CONNTRACK: LruHashMap<FlowKey, Flow, 131_072> = LruHashMap::new();
 #[btf_map]
 pub static NAT: LruHashMap<FlowKey, Flow, 65_536> = LruHashMap::new();
 
+/// Whose packets to the world get the node's address, and what is not the world. The key is a `MasqueradeKey`, whose first
+/// word is the trie's.
+#[btf_map]
+pub static MASQUERADE: LpmTrie<[u32; 4], u32, 4096> = LpmTrie::new();
+
 /// Ports of fragmented datagrams.
 #[btf_map]
 pub static FRAGMENTS: LruHashMap<FragmentKey, FragmentPorts, 8192> = LruHashMap::new();

@@ -90,6 +90,29 @@ pub mod device_flag {
     pub const POD: u32 = 1 << 0;
 }
 
+/// Key of the trie `MASQUERADE`. In a trie the first word is the prefix length, of the (IPv4-mapped) address behind it.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Default)]
+pub struct MasqueradeKey {
+    /// Length of the prefix in bits, 96 more for IPv4.
+    pub prefix_len: u32,
+    /// The network's first address.
+    pub addr: Addr,
+}
+
+const _: () = {
+    assert!(size_of::<MasqueradeKey>() == 20 && align_of::<MasqueradeKey>() == 4);
+    assert!(offset_of!(MasqueradeKey, prefix_len) == 0 && offset_of!(MasqueradeKey, addr) == 4);
+};
+
+/// Flags of a network in `MASQUERADE`. What is in none is the world.
+pub mod masquerade {
+    /// Pods of this node: what they begin with the world gets the node's address.
+    pub const SOURCE: u32 = 1 << 0;
+    /// Not the world: pods' packets go there with their own address.
+    pub const EXEMPT: u32 = 1 << 1;
+}
+
 const _: () = {
     assert!(size_of::<Device>() == 40 && align_of::<Device>() == 4);
     assert!(offset_of!(Device, v4) == 0 && offset_of!(Device, v6) == 16);

@@ -17,7 +17,8 @@ mod socket;
 pub use addr::{Addr, BePort};
 pub use backend::{Backend, BackendStats, backend_state};
 pub use config::{
-    Device, NodeConfig, POD_RANGES, Range, SERVICE_RANGES, config_flag, device_flag, node_addr_flag,
+    Device, MasqueradeKey, NodeConfig, POD_RANGES, Range, SERVICE_RANGES, config_flag, device_flag,
+    masquerade, node_addr_flag,
 };
 pub use counter::{COUNTERS, Counter};
 pub use flow::{Affinity, AffinityKey, Flow, FlowKey, FragmentKey, FragmentPorts, flow_flag, flow_role};
@@ -73,6 +74,8 @@ pub mod map_name {
     pub const CONNTRACK: &str = "CONNTRACK";
     /// LRU hash: [`super::FlowKey`] to [`super::Flow`], the NAT roles.
     pub const NAT: &str = "NAT";
+    /// Trie: [`super::MasqueradeKey`] to `u32` of [`super::masquerade`].
+    pub const MASQUERADE: &str = "MASQUERADE";
     /// LRU hash: [`super::FragmentKey`] to [`super::FragmentPorts`].
     pub const FRAGMENTS: &str = "FRAGMENTS";
     /// Ring buffer of [`super::Event`].
@@ -87,8 +90,8 @@ pub mod map_name {
 mod pod {
     use super::{
         Addr, Affinity, AffinityKey, Backend, BackendHealth, BackendStats, Device, Event, Flow, FlowKey,
-        FragmentKey, FragmentPorts, FrontendKey, FrontendValue, NetnsAddrs, NodeConfig, Service,
-        ServiceStats, Slot, SockFlow, SockOrigin, SockOriginKey, SockState, SourceRangeKey,
+        FragmentKey, FragmentPorts, FrontendKey, FrontendValue, MasqueradeKey, NetnsAddrs, NodeConfig,
+        Service, ServiceStats, Slot, SockFlow, SockOrigin, SockOriginKey, SockState, SourceRangeKey,
     };
 
     macro_rules! pod {
@@ -112,6 +115,7 @@ mod pod {
         FragmentPorts,
         FrontendKey,
         FrontendValue,
+        MasqueradeKey,
         NetnsAddrs,
         NodeConfig,
         Service,

@@ -32,6 +32,8 @@ pub enum Outcome {
     LaterFragment,
     /// An ICMP error about a packet with ports: the head's tuple is that packet's, seen from its other end.
     IcmpError,
+    /// An echo: the identifier is the port of the end that asks, the other one is 0.
+    Echo,
     /// Nothing that services are concerned with.
     Other,
     /// Shorter than its headers say.
@@ -48,6 +50,8 @@ pub mod head_flag {
     pub const LATER_FRAGMENT: u8 = 1 << 2;
     /// The tuple is that of the packet inside an ICMP error.
     pub const ICMP_ERROR: u8 = 1 << 3;
+    /// An ICMP echo, or its answer.
+    pub const ECHO: u8 = 1 << 4;
 }
 
 /// Flags of TCP (RFC 9293 3.1) as they are in the header.
@@ -326,6 +330,24 @@ fn ipv6<L: Load + ?Sized>(data: &L, offset: u32, there: u32, head: &mut Head) ->
     }
 }
 
+/// An ICMP message that is no error (RFC 792, RFC 4443 4): if it is an echo, its identifier.
+#[inline(always)]
+fn echo<L: Load + ?Sized>(data: &L, l4: u32, kind: u8, v6: bool, head: &mut Head) -> Outcome {
+    let (asks, answers) = if v6 { (128, 129) } else { (8, 0) };
+    if kind != asks && kind != answers {
+        return Outcome::Other;
+    }
+    let mut id = [0; 2];
+    if !data.load(l4 + 4, &mut id) {
+        return Outcome::Truncated;
+    }
+    let id = BePort::from_be(u16::from_ne_bytes(id));
+    let none = BePort::from_be(0);
+    (head.src_port, head.dst_port) = if kind == asks { (id, none) } else { (none, id) };
+    head.flags |= head_flag::ECHO;
+    Outcome::Echo
+}
+
 /// An ICMP message of `payload` bytes: if it is an error, the packet inside.
 #[inline(always)]
 fn icmp<L: Load + ?Sized>(data: &L, ip: &Ip, payload: u32, head: &mut Head) -> Outcome {
@@ -341,7 +363,7 @@ fn icmp<L: Load + ?Sized>(data: &L, ip: &Ip, payload: u32, head: &mut Head) -> O
         matches!(kind[0], 3 | 11 | 12)
     };
     if !error {
-        return Outcome::Other;
+        return echo(data, ip.l4, kind[0], v6, head);
     }
     let outer_dst = head.dst;
     let (inner, there) = (ip.l4 + 8, payload - 8);

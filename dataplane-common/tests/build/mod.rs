@@ -123,6 +123,13 @@ impl Packet {
                 let crc = crc32c(&out).to_le_bytes();
                 out[8..12].copy_from_slice(&crc);
             }
+            // type and code in place of the one port, the checksum in place of the other
+            ICMP | ICMPV6 => {
+                put(&mut out, 2, 0);
+                let pseudo = if self.protocol == ICMP { 0 } else { pseudo };
+                let field = !fold(sum(pseudo, &out));
+                put(&mut out, 2, field);
+            }
             _ => {}
         }
         out

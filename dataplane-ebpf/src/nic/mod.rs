@@ -10,6 +10,7 @@
 
 mod flow;
 mod masquerade;
+mod pods;
 mod reject;
 mod rewrite;
 mod service;
@@ -75,7 +76,7 @@ fn read(skb: Skb, device: &Device, scratch: &mut Scratch, egress: u8) -> bool {
     let head = &mut scratch.head;
     match outcome {
         Outcome::Flow if head.flags & head_flag::FIRST_FRAGMENT == 0 => true,
-        Outcome::IcmpError => true,
+        Outcome::IcmpError | Outcome::Echo => true,
         Outcome::Flow | Outcome::LaterFragment => {
             let key = &mut scratch.fragment;
             key.src = head.src;
@@ -154,6 +155,10 @@ pub fn ingress(skb: *mut __sk_buff) -> i32 {
         }
     }
     if !found {
+        if scratch.head.flags & head_flag::ECHO != 0 {
+            // services have no echo
+            return PASS;
+        }
         counter = Counter::PacketForward;
         match towards_backend(skb, device, config, scratch, now) {
             Ok(masquerade) => {
@@ -161,7 +166,12 @@ pub fn ingress(skb: *mut __sk_buff) -> i32 {
                     skb.set_mark(skb.mark() | config_row.mark);
                 }
             }
-            Err(verdict) => return verdict,
+            Err(verdict) => {
+                if verdict == PASS {
+                    pods::arrive(scratch, now);
+                }
+                return verdict;
+            }
         }
     }
     translate(skb, scratch, Side::Destination, counter)
@@ -241,7 +251,11 @@ pub fn egress(skb: *mut __sk_buff) -> i32 {
     } else {
         flow::set_key(&mut scratch.key, &scratch.head, flow_role::REVERSE);
         let Some(known) = CONNTRACK.get_ptr_mut(&scratch.key) else {
-            return PASS;
+            return match pods::leave(scratch, config, device, now) {
+                Ok(true) => translate(skb, scratch, Side::Source, Counter::PacketMasqueraded),
+                Ok(false) => PASS,
+                Err(reason) => drop_for(reason),
+            };
         };
         // SAFETY: from a successful lookup.
         let known = unsafe { &mut *known };

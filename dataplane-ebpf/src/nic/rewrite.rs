@@ -135,12 +135,32 @@ fn transport(skb: Skb, head: &Head, side: Side, target: &Target, change: u32) ->
     };
     let new = ports(old, side, target);
     let udp = head.protocol == protocol::UDP;
+    if head.flags & head_flag::ECHO != 0 {
+        return echo(skb, head, target, change);
+    }
     if head.protocol == protocol::SCTP {
         return old == new || sctp(skb, head, old, new);
     }
     let field = head.l4 + if udp { 6 } else { 16 };
     skb.change_pseudo(field, change, udp)
         && (old == new || skb.change_payload(field, difference(0, old, new), udp) && skb.store(head.l4, &new))
+}
+
+/// An echo has its identifier where others have ports, and the same in both directions.
+#[inline(always)]
+fn echo(skb: Skb, head: &Head, target: &Target, change: u32) -> bool {
+    let (at, field) = (head.l4 + 4, head.l4 + 2);
+    let Some(old) = skb.half(at) else {
+        return false;
+    };
+    let new = target.port.to_be();
+    // only ICMPv6 covers the addresses
+    if head.flags & head_flag::V6 != 0 && !skb.change_pseudo(field, change, false) {
+        return false;
+    }
+    old == new
+        || skb.change_payload(field, difference(0, u32::from(old), u32::from(new)), false)
+            && skb.store(at, &new)
 }
 
 /// SCTP has a CRC, which covers no addresses.

@@ -256,7 +256,8 @@ pub async fn run(config: AgentConfig) -> anyhow::Result<()> {
 
     let _network = match (&config.network, &client) {
         (Some(network), Some(client)) => {
-            let started = overlay::run::start(network.clone(), client.clone(), fatal.clone());
+            let table = kernel.masquerade_table()?;
+            let started = overlay::run::start(network.clone(), client.clone(), table, fatal.clone());
             Some(started.context("start the pod network")?)
         }
         _ => None,

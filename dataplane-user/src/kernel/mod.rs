@@ -12,6 +12,7 @@ mod flows;
 mod handback;
 mod logs;
 mod maps;
+mod masquerade;
 pub mod mounts;
 mod nic;
 mod node;
@@ -37,6 +38,7 @@ pub use events::{BackendReader, Events, socket_addr};
 pub use flows::FlowTable;
 pub use handback::{served_families, stop_new_connections};
 pub use maps::RealMaps;
+pub use masquerade::MasqueradeTable;
 pub use nic::{Direction, Hook, NicPrograms, PacketRun};
 pub use node::{NodeTables, range};
 pub use object::{MAPS, MapSpec};
@@ -348,6 +350,15 @@ impl Kernel {
     /// If a pin is gone or cannot be mapped.
     pub fn node_tables(&self) -> Result<NodeTables, KernelError> {
         NodeTables::open(&self.info.pin_dir)
+    }
+
+    /// Whose packets to the world get the node's address.
+    ///
+    /// # Errors
+    ///
+    /// If the pin is gone.
+    pub fn masquerade_table(&self) -> Result<MasqueradeTable, KernelError> {
+        MasqueradeTable::open(&self.info.pin_dir)
     }
 
     /// The packet programs, for devices.

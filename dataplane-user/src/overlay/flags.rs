@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use beeline_cni::protocol::{DEFAULT_SOCKET, DEFAULT_STATE_DIR};
 use clap::Args;
+use ipnet::IpNet;
 
 use super::engine::Settings;
 use super::flannel::{DEFAULT_PREFIX, Prefix};
@@ -34,6 +35,13 @@ pub struct NetworkArgs {
     /// Where flannel's CNI plugin finds the network; empty: not written
     #[arg(long, default_value = "/run/flannel/subnet.env")]
     subnet_file: PathBuf,
+    /// Whether packets of pods to the world get this node's address
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_value_t = true, default_missing_value = "true",
+          require_equals = true, action = clap::ArgAction::Set)]
+    ip_masq: bool,
+    /// Networks that are not the world: pods' packets go there with their own address, as to other pods
+    #[arg(long, value_delimiter = ',', value_name = "CIDR")]
+    non_masquerade_cidrs: Vec<IpNet>,
     /// Socket of the CNI plugin
     #[arg(long, default_value = DEFAULT_SOCKET)]
     cni_socket: PathBuf,
@@ -54,6 +62,8 @@ pub struct NetworkConfig {
     pub cni: cni::Config,
     /// Socket of the CNI plugin.
     pub socket: PathBuf,
+    /// Networks that pods reach with their own address, besides the pods'.
+    pub non_masquerade_cidrs: Vec<IpNet>,
 }
 
 impl NetworkArgs {
@@ -79,7 +89,7 @@ impl NetworkArgs {
             public_v4: self.public_ip,
             public_v6: self.public_ipv6,
             subnet_file: Some(self.subnet_file.clone()).filter(|path| !path.as_os_str().is_empty()),
-            masquerade: false,
+            masquerade: self.ip_masq,
             own_range: true,
         };
         let cni = cni::Config {
@@ -91,6 +101,7 @@ impl NetworkArgs {
             settings,
             cni,
             socket: self.cni_socket.clone(),
+            non_masquerade_cidrs: self.non_masquerade_cidrs.clone(),
         }))
     }
 }

@@ -1,14 +1,19 @@
 //! The pod network as a part of the agent.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use anyhow::Context as _;
+use dataplane_common::abi::masquerade::{EXEMPT, SOURCE};
+use ipnet::IpNet;
 use tokio::sync::{mpsc, watch};
+use tracing::warn;
 
 use super::engine::{Engine, View};
 use super::flags::NetworkConfig;
 use super::nodes;
 use crate::cni;
+use crate::kernel::MasqueradeTable;
 
 /// Nodes that the watch may be ahead of the engine.
 const QUEUE: usize = 256;
@@ -31,12 +36,24 @@ pub struct Network {
 pub fn start(
     config: NetworkConfig,
     client: kube::Client,
+    masquerade: MasqueradeTable,
     fatal: mpsc::Sender<anyhow::Error>,
 ) -> anyhow::Result<Network> {
     let (sender, queue) = mpsc::channel(QUEUE);
     let own = watch::Sender::new(None);
     let (node_name, prefix) = (config.settings.node_name.clone(), config.settings.prefix.clone());
     let settings = config.settings;
+    let world = World {
+        enabled: settings.masquerade,
+        networks: [
+            settings.conf.network_v4.map(IpNet::V4),
+            settings.conf.network_v6.map(IpNet::V6),
+        ]
+        .into_iter()
+        .flatten()
+        .chain(config.non_masquerade_cidrs)
+        .collect(),
+    };
     // A thread of its own: a large cluster's routes take long, and Services should not wait for them.
     let (ready, view) = std::sync::mpsc::channel();
     std::thread::Builder::new()
@@ -57,6 +74,7 @@ pub fn start(
             }
         })?;
     let view = view.recv().context("open netlink for the pod network")?;
+    tokio::spawn(follow(masquerade, world, view.clone()));
     tokio::spawn(nodes::publish(
         client.clone(),
         node_name.clone(),
@@ -81,4 +99,76 @@ pub fn start(
         service,
         _server: server,
     })
+}
+
+/// What is masqueraded.
+struct World {
+    enabled: bool,
+    /// Not the world.
+    networks: Vec<IpNet>,
+}
+
+/// Multicast is for nobody in particular (spec cni-overlay 1.7, rule 5).
+const MULTICAST: [&str; 2] = ["224.0.0.0/4", "ff00::/8"];
+
+impl World {
+    fn table(&self, subnets: &[IpNet]) -> BTreeMap<IpNet, u32> {
+        if !self.enabled {
+            return BTreeMap::new();
+        }
+        let multicast = MULTICAST.iter().filter_map(|net| net.parse().ok());
+        let mut table: BTreeMap<IpNet, u32> = self
+            .networks
+            .iter()
+            .map(IpNet::trunc)
+            .chain(multicast)
+            .map(|net| (net, EXEMPT))
+            .collect();
+        for subnet in subnets {
+            table.insert(subnet.trunc(), SOURCE | EXEMPT);
+        }
+        table
+    }
+}
+
+/// Keeps the table in step with this node's podCIDRs.
+async fn follow(mut table: MasqueradeTable, world: World, mut view: watch::Receiver<View>) {
+    let mut held = None;
+    loop {
+        let subnets = view.borrow_and_update().subnets.clone();
+        // until they are known, what an earlier agent knew stays
+        if !subnets.is_empty() && held.as_ref() != Some(&subnets) {
+            match table.set(&world.table(&subnets)) {
+                Ok(()) => held = Some(subnets),
+                Err(error) => warn!(%error, "masquerading of pods cannot be set"),
+            }
+        }
+        if view.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pods_of_this_node_are_sources_and_all_pods_and_multicast_are_exempt() {
+        let nets = |texts: &[&str]| {
+            texts
+                .iter()
+                .map(|text| text.parse().unwrap())
+                .collect::<Vec<IpNet>>()
+        };
+        let mut world = World {
+            enabled: true,
+            networks: nets(&["10.244.0.0/16", "192.168.7.0/24"]),
+        };
+        let table = world.table(&nets(&["10.244.1.0/24"]));
+        assert_eq!(table[&"10.244.1.0/24".parse::<IpNet>().unwrap()], SOURCE | EXEMPT);
+        assert_eq!(table.values().filter(|flags| **flags == EXEMPT).count(), 4);
+        world.enabled = false;
+        assert!(world.table(&nets(&["10.244.1.0/24"])).is_empty());
+    }
 }

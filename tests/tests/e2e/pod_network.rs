@@ -259,3 +259,95 @@ pub(crate) fn service(backend: &str, node: &Node) -> String {
     });
     format!("---\n{service}\n---\n{slice}\n")
 }
+
+#[test]
+fn pods_reach_the_world_with_the_address_of_their_node() {
+    let cluster = Cluster::new().unwrap();
+    let plane = ControlPlane::start(&cluster).unwrap();
+    let nodes = [cluster.add_node().unwrap(), cluster.add_node().unwrap()];
+    let mut agents = Vec::new();
+    for node in &nodes {
+        plane.register_node(node).unwrap();
+        let options = options(&plane, node, NET_CONF).flag("--non-masquerade-cidrs", "192.0.2.2/32");
+        let mut agent = Agent::start_synced(node, &options).unwrap();
+        wait_ready(&plane, node, &mut agent);
+        agents.push(agent);
+    }
+    let world = cluster.add_outside_host().unwrap();
+    let friend = cluster.add_outside_host().unwrap();
+    let mut servers = Vec::new();
+    for (name, place) in [
+        ("world", world.place()),
+        ("friend", friend.place()),
+        ("node", nodes[1].host()),
+    ] {
+        let mut command = place.command(program("beeline-echo").unwrap()).unwrap();
+        command.args(["--name", name, "--port", "8080"]);
+        let server =
+            Process::spawn(place, name, command, &cluster.state().join(format!("{name}.log"))).unwrap();
+        let listening = |line: &str| line.contains("listening");
+        server
+            .wait_log("its listening", Duration::from_secs(5), listening)
+            .unwrap();
+        servers.push(server);
+    }
+    let mut pod = CniPod::new(&nodes[0], "pod");
+    pod.echo();
+    let peer = CniPod::new(&nodes[1], "peer");
+    let (node_v4, node_v6) = (nodes[0].v4().to_string(), nodes[0].v6().to_string());
+    let (world_v4, world_v6) = (world.v4().to_string(), world.v6().to_string());
+    wait_for("the masquerade", Duration::from_secs(10), || {
+        let seen = pod.get(&format!("http://{world_v4}:8080/source"));
+        Ok(seen.filter(|seen| seen.contains(&node_v4)))
+    })
+    .unwrap();
+    let seen = pod.get(&format!("http://[{world_v6}]:8080/source")).unwrap();
+    assert!(seen.contains(&node_v6), "{seen}");
+    assert!(pod.pings(&world_v4) && pod.pings(&world_v6), "echo");
+    // other nodes are the world, this one is not
+    let seen = pod.get(&format!("http://{}:8080/source", nodes[1].v4())).unwrap();
+    assert!(seen.contains(&node_v4), "{seen}");
+    let seen = pod.get(&format!("http://{}:8080/source", friend.v4())).unwrap();
+    assert!(seen.contains(&pod.v4), "{seen}");
+    // nobody's address changes between pods, or for who comes from the world
+    let seen = peer.get(&format!("http://{}:8080/source", pod.v4)).unwrap();
+    assert!(seen.contains(&peer.v4), "{seen}");
+    let ask = |url: &str| {
+        let mut command = world.place().command("curl").unwrap();
+        command.args(["-s", "-f", "-m", "2", url]);
+        process::output(command).unwrap()
+    };
+    for url in [
+        format!("http://{}:8080/source", pod.v4),
+        format!("http://[{}]:8080/source", pod.v6),
+    ] {
+        let seen = ask(&url);
+        assert!(seen.contains(&world_v4) || seen.contains(&world_v6), "{seen}");
+    }
+    // a datagram from the world: its answer comes from where it was sent to
+    let socket = world
+        .place()
+        .netns()
+        .run(|| std::net::UdpSocket::bind((std::net::Ipv4Addr::UNSPECIFIED, 0)))
+        .unwrap()
+        .unwrap();
+    socket.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+    for round in 0..3 {
+        socket.send_to(b"hello", (pod.v4.as_str(), 8080)).unwrap();
+        let mut answer = [0; 64];
+        let (_, from) = socket.recv_from(&mut answer).unwrap();
+        assert_eq!(from.ip().to_string(), pod.v4, "round {round}");
+    }
+    // and one to the world
+    let socket = pod
+        .netns
+        .run(|| std::net::UdpSocket::bind((std::net::Ipv4Addr::UNSPECIFIED, 0)))
+        .unwrap()
+        .unwrap();
+    socket.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+    socket.send_to(b"source", (world_v4.as_str(), 8080)).unwrap();
+    let mut answer = [0; 64];
+    let (length, _) = socket.recv_from(&mut answer).unwrap();
+    let seen = String::from_utf8_lossy(&answer[..length]).into_owned();
+    assert!(seen.contains(&node_v4), "{seen}");
+}

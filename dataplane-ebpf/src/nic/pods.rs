@@ -1,0 +1,93 @@
+//! Pods of this node and the world: what a pod begins leaves with the node's address; what the world begins keeps its own.
+
+use aya_ebpf::bindings::BPF_NOEXIST;
+use aya_ebpf::btf_maps::lpm_trie::Key;
+use dataplane_common::abi::{Addr, BePort, Counter, Device, NodeConfig, flow_role, masquerade, protocol};
+use dataplane_common::packet::head_flag;
+
+use super::flow::{opens, set_key};
+use super::{Scratch, masquerade as nat};
+use crate::maps::{MASQUERADE, NAT};
+
+/// What is known of an address: flags of [`masquerade`]; 0 is the world.
+#[inline(always)]
+fn class(addr: &Addr) -> u32 {
+    let key = Key::new(128, addr.words_be());
+    match MASQUERADE.get(&key) {
+        Some(class) => *class,
+        None => 0,
+    }
+}
+
+/// Finds the source that a packet leaves with, in `scratch.target`; false if it keeps its own.
+///
+/// # Errors
+///
+/// Why the packet has to be dropped.
+#[inline(always)]
+pub(super) fn leave(
+    scratch: &mut Scratch,
+    config: *const NodeConfig,
+    device: &Device,
+    now: u64,
+) -> Result<bool, Counter> {
+    let head = &scratch.head;
+    if class(&head.src) & masquerade::SOURCE == 0 || class(&head.dst) != 0 {
+        return Ok(false);
+    }
+    let echo = head.flags & head_flag::ECHO != 0;
+    if echo && head.src_port.to_be() == 0 {
+        // an answer
+        return Ok(false);
+    }
+    set_key(&mut scratch.key, &scratch.head, flow_role::NAT_FORWARD);
+    let head = &scratch.head;
+    let later = head.flags & head_flag::LATER_FRAGMENT != 0;
+    // What is under way and not known was begun by the other end, or before this program came: both know the pod.
+    if NAT.get_ptr(&scratch.key).is_none()
+        && (later || head.flags & head_flag::ICMP_ERROR != 0 || !opens(head))
+    {
+        return Ok(false);
+    }
+    nat::source(scratch, config, device, later, now)?;
+    Ok(!scratch.target.addr.same(&scratch.head.src))
+}
+
+/// A packet comes from the world to a pod: if it is a datagram, its answers keep the pod's address. The answers of a TCP
+/// connection are known by their flags.
+#[inline(always)]
+pub(super) fn arrive(scratch: &mut Scratch, now: u64) {
+    let head = &scratch.head;
+    let not_first = head_flag::ICMP_ERROR | head_flag::LATER_FRAGMENT | head_flag::ECHO;
+    if head.protocol == protocol::TCP || head.flags & not_first != 0 {
+        return;
+    }
+    if class(&head.dst) & masquerade::SOURCE == 0 || class(&head.src) != 0 {
+        return;
+    }
+    let key = &mut scratch.other;
+    key.src = head.dst;
+    key.dst = head.src;
+    key.src_port = head.dst_port;
+    key.dst_port = head.src_port;
+    key.protocol = head.protocol;
+    key.role = flow_role::NAT_FORWARD;
+    key.pad = 0;
+    if let Some(known) = NAT.get_ptr_mut(&*key) {
+        // SAFETY: from a successful lookup.
+        unsafe { (*known).seen = now };
+        return;
+    }
+    let flow = &mut scratch.flow;
+    flow.seen = now;
+    flow.addr = head.dst;
+    flow.port = head.dst_port;
+    flow.client_port = BePort::from_be(0);
+    flow.flags = 0;
+    flow.service = 0;
+    flow.backend = 0;
+    flow.packets = 0;
+    flow.bytes = 0;
+    // if it cannot be noted, the answer gets the node's address: the client will not know it, and ask again
+    let _ = NAT.insert(&*key, &*flow, u64::from(BPF_NOEXIST));
+}
