@@ -21,7 +21,7 @@ use aya_ebpf::btf_maps::PerCpuArray;
 use aya_ebpf::macros::btf_map;
 use dataplane_common::abi::{
     Addr, AffinityKey, BePort, Counter, Device, Flow, FlowKey, FragmentKey, FragmentPorts, NodeConfig,
-    device_flag, flow_flag, flow_role,
+    config_flag, device_flag, flow_flag, flow_role,
 };
 use dataplane_common::packet::{Head, Outcome, head_flag, parse};
 
@@ -200,6 +200,16 @@ fn towards_backend(
         }
     }
     if scratch.head.flags & (head_flag::ICMP_ERROR | head_flag::LATER_FRAGMENT) != 0 {
+        return Err(PASS);
+    }
+    // SAFETY: from a successful lookup; an aligned word.
+    let flags = unsafe { (&raw const (*config).flags).read_volatile() };
+    if flags & config_flag::NO_NEW_FLOWS != 0 {
+        // the tuple may be that of a connection that has ended: the new one is someone else's
+        let _absent = CONNTRACK.remove(&scratch.key);
+        return Err(PASS);
+    }
+    if flags & config_flag::FOREIGN_FLOWS != 0 && !flow::opens(&scratch.head) {
         return Err(PASS);
     }
     let pod = device.flags & device_flag::POD != 0;

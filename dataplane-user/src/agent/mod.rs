@@ -132,13 +132,14 @@ pub async fn run(config: AgentConfig) -> anyhow::Result<()> {
         Arc::clone(&shared),
     );
 
-    tokio::spawn(takeover::run(
-        takeover::Settings {
-            wanted: config.take_over,
-            mark: config.proxy.masquerade_mark(),
-        },
-        shared.complete.subscribe(),
-    ));
+    let take_over = takeover::Settings {
+        wanted: config.take_over,
+        mark: config.proxy.masquerade_mark(),
+    };
+    let tables = kernel.node_tables().context("open the node's tables")?;
+    if let Some(task) = takeover::prepare(take_over, tables) {
+        tokio::spawn(takeover::run(task, shared.complete.subscribe()));
+    }
 
     let (updates, update_queue) = mpsc::channel(QUEUE);
     let (requests, request_queue) = mpsc::channel(16);

@@ -48,7 +48,9 @@ pub(super) fn address_settings(config: &AgentConfig) -> nodeaddr::Settings {
 #[must_use]
 pub fn configuration(proxy: &KubeProxyConfiguration, ranges: &Ranges, held: &NodeConfig) -> NodeConfig {
     let mut config = NodeConfig {
-        mark: proxy.masquerade_mark(),
+        // Not kube-proxy's own bit but the one beside it: while one takes over from the other, its rules would masquerade
+        // what our programs have marked, in the middle of connections.
+        mark: proxy.masquerade_mark().rotate_right(1),
         nat_first: NAT_PORTS.0,
         nat_last: NAT_PORTS.1,
         ..NodeConfig::default()
@@ -167,7 +169,7 @@ mod tests {
         held.service_ranges[0] = kernel::range("10.1.0.0".parse().unwrap(), 16);
         held.pod_ranges[0] = kernel::range("10.2.0.0".parse().unwrap(), 16);
         let config = configuration(&proxy, &Ranges::default(), &held);
-        assert_eq!(config.mark, 0x4000);
+        assert_eq!(config.mark, 0x2000);
         assert_eq!(config.flags, config_flag::LOCALHOST_NODE_PORTS);
         assert_eq!((config.nat_first, config.nat_last), (61_000, 65_535));
         assert_eq!(config.service_ranges, held.service_ranges);
@@ -181,7 +183,7 @@ mod tests {
             pods: Some(nets(&["10.244.1.0/24"])),
         };
         let config = configuration(&proxy, &ranges, &held);
-        assert_eq!((config.mark, config.flags), (8, config_flag::MASQUERADE_ALL));
+        assert_eq!((config.mark, config.flags), (4, config_flag::MASQUERADE_ALL));
         assert_eq!(config.service_ranges[0].addr.to_string(), "10.96.0.0");
         assert_eq!(config.service_ranges[1].addr.to_string(), "fd00:96::");
         // ClusterCIDR without one: nobody is a pod

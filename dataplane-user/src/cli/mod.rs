@@ -130,7 +130,7 @@ struct CleanupArgs {
     /// Wait for kube-proxy's rules first, then give new connections to them; connections that run go on
     #[arg(long)]
     hand_back: bool,
-    /// How long --hand-back waits for kube-proxy's rules, in seconds
+    /// How long --hand-back waits for kube-proxy's rules and for flows of other hosts to end, in seconds
     #[arg(long, default_value_t = 300, requires = "hand_back")]
     timeout: u64,
 }
@@ -309,6 +309,12 @@ fn clean_up(args: &CleanupArgs) -> anyhow::Result<()> {
     };
     let mut removed = if args.hand_back {
         let done = takeover::hand_back(&root, Duration::from_secs(args.timeout))?;
+        if done.cut > 0 {
+            eprintln!(
+                "{} flows of other hosts had not ended after {} s and were cut",
+                done.cut, args.timeout
+            );
+        }
         done.removed
     } else {
         let mut removed = kernel::cleanup(&root)?;

@@ -36,7 +36,7 @@ pub use cleanup::cleanup;
 pub use devices::DeviceTable;
 pub use events::{BackendReader, Events, socket_addr};
 pub use flows::FlowTable;
-pub use handback::{served_families, stop_new_connections};
+pub use handback::{running_flows, served_families, stop_new_connections};
 pub use maps::RealMaps;
 pub use masquerade::MasqueradeTable;
 pub use nic::{Direction, Hook, NicPrograms, PacketRun};

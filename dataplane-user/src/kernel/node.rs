@@ -42,15 +42,9 @@ impl NodeTables {
         self.config.read(0).unwrap_or_default()
     }
 
-    /// Changes the configuration in place. The flag [`config_flag::OPT_OUT`] is not the caller's: it follows
-    /// [`Self::set_opt_out`].
-    pub fn set_config(&self, config: &NodeConfig) {
-        let mut wanted = *config;
-        wanted.flags = config.flags & !config_flag::OPT_OUT | self.config().flags & config_flag::OPT_OUT;
-        self.store(&wanted);
-    }
-
-    fn store(&self, wanted: &NodeConfig) {
+    /// Changes the configuration in place. The flags [`config_flag::OPT_OUT`] and [`config_flag::FOREIGN_FLOWS`] are not
+    /// the caller's: they follow [`Self::set_opt_out`] and [`Self::set_foreign_flows`].
+    pub fn set_config(&self, wanted: &NodeConfig) {
         let new = std::ptr::from_ref(wanted).cast::<u64>();
         let put = |word: usize| {
             // SAFETY: the callers stay inside `wanted`, which is initialised integers without padding.
@@ -72,9 +66,38 @@ impl NodeTables {
                 put(index * size_of::<Range>() / 8 + word);
             }
         }
-        for word in offset_of!(NodeConfig, flags) / 8..size_of::<NodeConfig>() / 8 {
+        let flags = offset_of!(NodeConfig, flags) / 8;
+        if let Some(target) = self.config.word(0, flags) {
+            let kept = flags_word(config_flag::OPT_OUT | config_flag::FOREIGN_FLOWS);
+            // SAFETY: as above.
+            let value = unsafe { new.add(flags).read_unaligned() };
+            // others change flags of theirs at the same time
+            let merged = |held| Some(value & !kept | held & kept);
+            let _always = target.fetch_update(Ordering::AcqRel, Ordering::Acquire, merged);
+        }
+        for word in flags + 1..size_of::<NodeConfig>() / 8 {
             put(word);
         }
+    }
+
+    fn set_flag(&self, flag: u32, on: bool) {
+        if let Some(target) = self.config.word(0, offset_of!(NodeConfig, flags) / 8) {
+            if on {
+                target.fetch_or(flags_word(flag), Ordering::AcqRel);
+            } else {
+                target.fetch_and(!flags_word(flag), Ordering::AcqRel);
+            }
+        }
+    }
+
+    /// Says whether someone else translates connections that are under way ([`config_flag::FOREIGN_FLOWS`]).
+    pub fn set_foreign_flows(&self, on: bool) {
+        self.set_flag(config_flag::FOREIGN_FLOWS, on);
+    }
+
+    /// Leaves packets of unknown flows alone from now on ([`config_flag::NO_NEW_FLOWS`]), until [`Self::set_config`].
+    pub fn stop_new_flows(&self) {
+        self.set_flag(config_flag::NO_NEW_FLOWS, true);
     }
 
     /// Makes `NODE_ADDRS` hold exactly these addresses with these flags (see
@@ -95,12 +118,7 @@ impl NodeTables {
     pub fn set_opt_out(&mut self, cookies: &BTreeSet<u64>) -> Result<(), KernelError> {
         let wanted = cookies.iter().map(|id| (*id, 1)).collect();
         update(&mut self.opt_out, &wanted).map_err(fail(map_name::OPT_OUT))?;
-        let mut config = self.config();
-        config.flags &= !config_flag::OPT_OUT;
-        if !cookies.is_empty() {
-            config.flags |= config_flag::OPT_OUT;
-        }
-        self.store(&config);
+        self.set_flag(config_flag::OPT_OUT, !cookies.is_empty());
         Ok(())
     }
 
@@ -123,6 +141,12 @@ impl NodeTables {
     pub fn set_netns_addrs(&mut self, wanted: &BTreeMap<u64, NetnsAddrs>) -> Result<(), KernelError> {
         update(&mut self.netns_addrs, wanted).map_err(fail(map_name::NETNS_ADDRS))
     }
+}
+
+/// Flags where the word that holds them has them; the mark beside them is 0.
+fn flags_word(flags: u32) -> u64 {
+    let [a, b, c, d] = flags.to_ne_bytes();
+    u64::from_ne_bytes([a, b, c, d, 0, 0, 0, 0])
 }
 
 /// The range of a prefix; an IPv4 one becomes that of the IPv4-mapped addresses.

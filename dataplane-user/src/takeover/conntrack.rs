@@ -12,7 +12,7 @@ const CTA_ID: u16 = 12;
 const CTA_ZONE: u16 = 18;
 const CTA_STATUS_MASK: u16 = 26;
 /// `IPS_DST_NAT`: the destination is translated.
-const DST_NAT: u32 = 1 << 5;
+pub(super) const DST_NAT: u32 = 1 << 5;
 const AF_UNSPEC: u8 = 0;
 
 /// One connection: the tuple of its first packet (addresses, protocol, ports), its zone, and the kernel's id, which another
@@ -35,7 +35,7 @@ impl Connection {
     }
 
     fn parse(body: &[u8]) -> Option<Self> {
-        // kernels before 5.8 do not filter
+        // older kernels do not filter
         if attr_be32(body, CTA_STATUS)? & DST_NAT == 0 {
             return None;
         }
@@ -47,13 +47,11 @@ impl Connection {
     }
 }
 
-/// Every connection whose destination is translated.
+/// Every connection whose destination is translated: none of our own, whose packets the connection tracker sees translated.
 pub(super) fn translated(socket: &mut Socket) -> io::Result<HashSet<Connection>> {
     let filter = Attrs::new()
         .be32(CTA_STATUS, DST_NAT)
         .be32(CTA_STATUS_MASK, DST_NAT);
-    // A dump of a table that changes is said to be interrupted never: connections that come and go are no reason to
-    // begin again.
     let found = socket.dump(netlink::CONNTRACK, CT_GET, AF_UNSPEC, &filter, |message| {
         Connection::parse(message.body)
     })?;
@@ -75,7 +73,7 @@ mod tests {
                     .be32(CTA_ID, 5),
             )
         };
-        assert_eq!(Connection::parse(&body(1 << 4 | 1 << 3)), None);
+        assert_eq!(Connection::parse(&body(1 << 3 | 1 << 6)), None);
         let found = Connection::parse(&body(DST_NAT | 1 << 3)).unwrap();
         assert_eq!((found.id, found.zone.is_none()), (5, true));
         assert_eq!(Connection::parse(&[]), None);

@@ -5,6 +5,8 @@ use std::io;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use tracing::info;
+
 use super::netlink::Socket;
 use super::{Family, survey};
 use crate::kernel::{self, KernelError};
@@ -41,12 +43,15 @@ pub enum HandBackError {
 pub struct HandBack {
     /// How long kube-proxy's rules were waited for.
     pub waited: Duration,
+    /// Flows that packet programs still translated when they were removed, after the time given.
+    pub cut: usize,
     /// Everything that was removed.
     pub removed: Vec<String>,
 }
 
 /// Waits until kube-proxy's rules serve the families that we serve, then gives new connections to it, then removes
-/// everything of ours. Connections that our sockets programs translated are direct ones and go on by themselves.
+/// everything of ours. Connections that our socket programs translated are direct ones and go on by themselves; flows that
+/// the packet programs translate are waited for until `timeout`, counted from the start.
 ///
 /// # Errors
 ///
@@ -77,7 +82,18 @@ pub fn hand_back(bpffs_root: &Path, timeout: Duration) -> Result<HandBack, HandB
     if !removed.is_empty() {
         std::thread::sleep(ANSWERS);
     }
+    let mut cut = kernel::running_flows(bpffs_root)?;
+    if cut > 0 {
+        info!(
+            flows = cut,
+            "flows of other hosts run on; the programs stay until these have ended"
+        );
+    }
+    while cut > 0 && begun.elapsed() < timeout {
+        std::thread::sleep(LOOK);
+        cut = kernel::running_flows(bpffs_root)?;
+    }
     removed.extend(kernel::cleanup(bpffs_root)?);
     removed.extend(super::cleanup()?);
-    Ok(HandBack { waited, removed })
+    Ok(HandBack { waited, cut, removed })
 }

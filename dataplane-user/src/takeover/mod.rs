@@ -30,12 +30,14 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 use conntrack::Connection;
 use netlink::Socket;
 use plan::{Found, Removal, Stage, removal};
 use process::Writer;
+
+use crate::kernel::NodeTables;
 
 pub use handback::{HandBack, HandBackError, hand_back};
 
@@ -85,6 +87,10 @@ struct Survey {
 }
 
 impl Survey {
+    fn is_clean(&self) -> bool {
+        self.rules.is_empty() && self.rest.is_empty() && !self.own && !self.ipvs
+    }
+
     fn look_at<R: Clone>(&mut self, backend: &str, family: Family, found: &Found<R>) {
         let line = |what: &Removal<R>| {
             let count = what.chains.len().max(what.rules.len());
@@ -129,6 +135,8 @@ trait Host {
     fn kept(&mut self) -> io::Result<BTreeMap<String, String>>;
     /// Connections that are translated.
     fn connections(&mut self) -> io::Result<HashSet<Connection>>;
+    /// Says to the packet programs whether there are any.
+    fn set_foreign(&mut self, on: bool);
 }
 
 /// This machine: the network namespace of the thread that opened it.
@@ -136,15 +144,7 @@ struct Machine {
     socket: Socket,
     /// The packet mark by which kube-proxy masquerades.
     mark: u32,
-}
-
-impl Machine {
-    fn open(mark: u32) -> io::Result<Self> {
-        Ok(Self {
-            socket: Socket::open()?,
-            mark,
-        })
-    }
+    tables: NodeTables,
 }
 
 fn survey(socket: &mut Socket) -> io::Result<Survey> {
@@ -195,6 +195,10 @@ impl Host for Machine {
     fn connections(&mut self) -> io::Result<HashSet<Connection>> {
         conntrack::translated(&mut self.socket)
     }
+
+    fn set_foreign(&mut self, on: bool) {
+        self.tables.set_foreign_flows(on);
+    }
 }
 
 /// How a take-over goes on.
@@ -213,6 +217,8 @@ struct TakeOver<H> {
     said: BTreeMap<String, Instant>,
     /// Nothing of kube-proxy was ever seen.
     quiet: bool,
+    /// The packet programs know that connections run which kube-proxy translated.
+    foreign: bool,
 }
 
 impl<H: Host> TakeOver<H> {
@@ -227,7 +233,13 @@ impl<H: Host> TakeOver<H> {
             drain_pause: SOON,
             said: BTreeMap::new(),
             quiet: true,
+            foreign: false,
         }
+    }
+
+    fn set_foreign(&mut self, on: bool) {
+        self.host.set_foreign(on);
+        self.foreign = on;
     }
 
     /// True if this has not been said in the last minutes.
@@ -239,13 +251,11 @@ impl<H: Host> TakeOver<H> {
     /// Does what can be done now. Gives when to look again; `None` if there will be nothing to do.
     fn tick(&mut self, now: Instant) -> io::Result<Option<Duration>> {
         let found = self.host.survey()?;
-        if !self.wanted && !found.own {
-            return Ok(None);
+        if !found.is_clean() {
+            self.set_foreign(true);
         }
-        if !self.wanted && !found.rules.is_empty() {
-            // kube-proxy is in charge again; its rules keep translation going
-            self.host.remove_own()?;
-            return Ok(None);
+        if !self.wanted {
+            return self.tick_unwanted(&found);
         }
         if found.ipvs && self.say("ipvs", now) {
             warn!(
@@ -259,7 +269,7 @@ impl<H: Host> TakeOver<H> {
             self.quiet = false;
             return self.on_rules(&found, now).map(Some);
         }
-        if found.own || !found.rest.is_empty() {
+        if found.own || !found.rest.is_empty() || self.foreign && !found.ipvs {
             self.quiet = false;
             return self.drain().map(Some);
         }
@@ -273,6 +283,22 @@ impl<H: Host> TakeOver<H> {
         } else {
             IDLE
         }))
+    }
+
+    /// Finishes what an earlier agent began, and watches how long kube-proxy is at work beside us.
+    fn tick_unwanted(&mut self, found: &Survey) -> io::Result<Option<Duration>> {
+        if !found.rules.is_empty() || found.ipvs {
+            if found.own {
+                // kube-proxy is in charge; its rules keep translation going
+                self.host.remove_own()?;
+            }
+            return Ok(Some(IDLE));
+        }
+        if found.own || self.foreign {
+            return self.drain().map(Some);
+        }
+        self.set_foreign(false);
+        Ok(None)
     }
 
     fn on_rules(&mut self, found: &Survey, now: Instant) -> io::Result<Duration> {
@@ -341,6 +367,7 @@ impl<H: Host> TakeOver<H> {
             return Ok(self.drain_pause);
         }
         self.host.remove(Stage::Rest)?;
+        self.set_foreign(false);
         self.draining = None;
         info!("no connection is left that kube-proxy translated: the last of its rules are removed");
         Ok(LOOK)
@@ -356,25 +383,52 @@ pub struct Settings {
     pub mark: u32,
 }
 
-/// Takes over from kube-proxy once `complete` says that everything is programmed, and watches that it stays so. Ends when
-/// there is nothing to do any more, or the sender of `complete` is gone.
-pub async fn run(settings: Settings, mut complete: watch::Receiver<bool>) {
-    let host = match Machine::open(settings.mark) {
-        Ok(host) => host,
-        // nothing of what would be removed can be there without it
-        Err(error) if !settings.wanted => {
-            tracing::debug!(%error, "no netfilter: nothing to finish");
-            return;
-        }
+/// Looks for kube-proxy before anything is programmed, so that packets of the connections that it translates are left to it.
+/// `None` where there is no netfilter, and so no kube-proxy.
+#[must_use]
+pub fn prepare(settings: Settings, tables: NodeTables) -> Option<Task> {
+    let socket = match Socket::open() {
+        Ok(socket) => socket,
         Err(error) => {
-            error!(%error, "cannot take over from kube-proxy: no way to netfilter");
-            return;
+            if settings.wanted {
+                error!(%error, "cannot take over from kube-proxy: no way to netfilter");
+            }
+            return None;
         }
     };
+    let host = Machine {
+        socket,
+        mark: settings.mark,
+        tables,
+    };
+    let mut take_over = TakeOver::new(host, settings.wanted);
+    match take_over.host.survey() {
+        Ok(found) => take_over.set_foreign(!found.is_clean()),
+        // the first look behind the first sync says it again
+        Err(error) => {
+            debug!(%error, "kube-proxy's rules cannot be read");
+            take_over.set_foreign(true);
+        }
+    }
+    Some(Task(take_over))
+}
+
+/// A take-over that is prepared.
+pub struct Task(TakeOver<Machine>);
+
+impl fmt::Debug for Task {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Task").field(&self.0.wanted).finish()
+    }
+}
+
+/// Takes over from kube-proxy once `complete` says that everything is programmed, and watches that it stays so. Ends when
+/// there is nothing to do any more, or the sender of `complete` is gone.
+pub async fn run(task: Task, mut complete: watch::Receiver<bool>) {
     if complete.wait_for(|complete| *complete).await.is_err() {
         return;
     }
-    let mut take_over = TakeOver::new(host, settings.wanted);
+    let mut take_over = task.0;
     let mut last = String::new();
     loop {
         // reading many rules, and the programs of iptables, take time

@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 
+use super::conntrack::DST_NAT;
 use super::names;
 use super::netlink::{
     Attrs, Batch, NFTABLES, NLM_F_APPEND, NLM_F_CREATE, Socket, attr, attr_be32, attr_be64, attr_str, attrs,
@@ -329,7 +330,8 @@ fn delete_own_table(batch: &mut Batch) {
 }
 
 /// One chain of type nat keeps translation going, for IPv4 and IPv6 and at every hook. Its only rule masquerades packets
-/// that kube-proxy's rules had marked when these rules went away under them; masquerading needs connection tracking.
+/// that kube-proxy's rules had translated and marked when these rules went away under them; our own programs mark packets,
+/// too, but these are not translated by the kernel. The rule needs connection tracking.
 fn make_own_table(batch: &mut Batch, mark: u32) {
     const CHAIN: &str = "postrouting";
     batch.add(
@@ -348,6 +350,25 @@ fn make_own_table(batch: &mut Batch, mark: u32) {
         .string(CHAIN_TYPE, "nat");
     batch.add(NEWCHAIN, NLM_F_CREATE, INET, chain);
     let expressions = [
+        // reg 1 = ct status
+        ("ct", Attrs::new().be32(1, 1).be32(2, 2)),
+        (
+            "bitwise",
+            Attrs::new()
+                .be32(1, 1)
+                .be32(2, 1)
+                .be32(3, 4)
+                .nested(4, &Attrs::new().bytes(DATA_VALUE, &DST_NAT.to_ne_bytes()))
+                .nested(5, &Attrs::new().bytes(DATA_VALUE, &[0; 4])),
+        ),
+        // reg 1 != 0
+        (
+            "cmp",
+            Attrs::new()
+                .be32(1, 1)
+                .be32(2, 1)
+                .nested(3, &Attrs::new().bytes(DATA_VALUE, &[0; 4])),
+        ),
         // reg 1 = mark
         ("meta", Attrs::new().be32(1, 1).be32(2, 3)),
         // reg 1 &= bit

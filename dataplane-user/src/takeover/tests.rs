@@ -9,6 +9,7 @@ struct Fake {
     /// Ids of connections that are translated.
     connections: HashSet<Connection>,
     log: Vec<&'static str>,
+    foreign: bool,
 }
 
 impl Fake {
@@ -64,6 +65,10 @@ impl Host for Fake {
 
     fn connections(&mut self) -> io::Result<HashSet<Connection>> {
         Ok(self.connections.clone())
+    }
+
+    fn set_foreign(&mut self, on: bool) {
+        self.foreign = on;
     }
 }
 
@@ -151,6 +156,26 @@ fn what_an_earlier_agent_began_is_finished_unasked() {
     let mut fake = Fake::with_rules();
     fake.survey.own = true;
     let mut one = TakeOver::new(fake, false);
-    assert_eq!(one.tick(Instant::now()).unwrap(), None);
+    assert_eq!(one.tick(Instant::now()).unwrap(), Some(IDLE));
     assert_eq!(one.host.log, ["own"]);
+}
+
+#[test]
+fn packets_are_left_to_kube_proxy_until_its_connections_have_ended() {
+    for wanted in [true, false] {
+        let mut fake = Fake::with_rules();
+        fake.connections = [connection(1)].into();
+        let mut one = TakeOver::new(fake, wanted);
+        let now = Instant::now();
+        one.tick(now).unwrap();
+        assert!(one.host.foreign);
+        // whoever removed them
+        one.host.survey = Survey::default();
+        one.tick(now).unwrap();
+        assert!(one.host.foreign);
+        one.host.connections.clear();
+        one.tick(now).unwrap();
+        assert!(!one.host.foreign);
+        assert_eq!(one.tick(now).unwrap(), wanted.then_some(LOOK));
+    }
 }

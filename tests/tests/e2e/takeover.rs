@@ -5,7 +5,8 @@ use std::os::unix::fs::PermissionsExt;
 
 use beeline_tests::client::Mode as Ask;
 use beeline_tests::{
-    Agent, AgentOptions, Cluster, Load, LoadReport, Node, ObjectDir, Place, Pod, Process, agent,
+    Agent, AgentOptions, Cluster, Load, LoadReport, Node, ObjectDir, Place, Pod, Process, agent, objects,
+    wait_for,
 };
 
 use crate::kube_proxy::{self, Mode, NODE_PORT};
@@ -56,9 +57,7 @@ impl Scene {
         let servers: Vec<Pod> = BOTH.iter().map(|name| node.add_echo_pod(name).unwrap()).collect();
         let client = node.add_pod("client").unwrap();
         let objects = ObjectDir::new(cluster.state().join("objects")).unwrap();
-        objects
-            .put_service("web", &[V4, V6], &servers.iter().collect::<Vec<_>>())
-            .unwrap();
+        put_service(&objects, &servers);
         // closed connections and UDP flows would be remembered for minutes
         node.host()
             .netns()
@@ -85,19 +84,32 @@ impl Scene {
     }
 
     /// Connections that stay open: from a pod, from the node, and from outside through the node port.
-    fn held(&self, outside: bool) -> Clients {
+    fn held(&self) -> Clients {
+        let mut clients = self.held_inside();
+        clients.0.extend(self.held_outside().0);
+        clients
+    }
+
+    fn held_inside(&self) -> Clients {
         let mut clients = Clients(Vec::new());
         for ip in [V4.to_owned(), format!("[{V6}]")] {
             clients.start("pod", self.client.place(), &format!("{ip}:80"), Ask::Hold, 100);
             clients.start("node", self.node.host(), &format!("{ip}:80"), Ask::Hold, 100);
         }
-        if outside {
-            for ip in [self.node.v4().to_string(), format!("[{}]", self.node.v6())] {
-                let target = format!("{ip}:{NODE_PORT}");
-                clients.start("outside", self.cluster.switch(), &target, Ask::Hold, 100);
-            }
+        clients
+    }
+
+    fn held_outside(&self) -> Clients {
+        let mut clients = Clients(Vec::new());
+        for target in self.node_ports() {
+            clients.start("outside", self.cluster.switch(), &target, Ask::Hold, 100);
         }
         clients
+    }
+
+    fn node_ports(&self) -> [String; 2] {
+        let (v4, v6) = (self.node.v4(), self.node.v6());
+        [format!("{v4}:{NODE_PORT}"), format!("[{v6}]:{NODE_PORT}")]
     }
 
     /// A new connection, or a datagram from a new socket, for each request.
@@ -109,6 +121,9 @@ impl Scene {
                 clients.start(name, place, &format!("{ip}:53"), Ask::Udp, 100);
                 clients.start(name, place, &format!("{ip}:53"), Ask::UdpConnected, 50);
             }
+        }
+        for target in self.node_ports() {
+            clients.start("outside", self.cluster.switch(), &target, Ask::Http, 200);
         }
         clients
     }
@@ -145,6 +160,18 @@ impl Scene {
     }
 }
 
+/// With a node port for its TCP port.
+fn put_service(objects: &ObjectDir, pods: &[Pod]) {
+    let mut service = objects::service("web", &[V4, V6]);
+    service["spec"]["type"] = "NodePort".into();
+    service["spec"]["ports"][0]["nodePort"] = NODE_PORT.into();
+    let addresses = |index: usize| pods.iter().map(|pod| pod.addresses()[index]).collect::<Vec<_>>();
+    let slices =
+        [("v4", 0), ("v6", 1)].map(|(suffix, index)| objects::slice("web", suffix, &addresses(index)));
+    let [v4, v6] = slices;
+    objects.put("web", &[service, v4, v6]).unwrap();
+}
+
 /// What is left that kube-proxy, or the take-over, made.
 fn left(rules: &str) -> Vec<&str> {
     let ours = |line: &&str| {
@@ -161,7 +188,7 @@ fn left(rules: &str) -> Vec<&str> {
 fn there_and_back(mode: Mode) {
     let mut scene = Scene::new();
     kube_proxy::write(mode, &scene.node, &scene.servers);
-    let held = scene.held(true);
+    let held = scene.held();
     let new_ones = scene.new_ones();
 
     // As long as kube-proxy runs nothing of its is touched.
@@ -214,7 +241,7 @@ fn there_and_back(mode: Mode) {
     }
 
     // And back.
-    let held = scene.held(false);
+    let held = scene.held_inside();
     let new_ones = scene.new_ones();
     let mut agent = scene.agent.take().unwrap();
     agent.process.terminate().unwrap();
@@ -225,12 +252,19 @@ fn there_and_back(mode: Mode) {
         "{error:#}"
     );
     assert_eq!(programs_in(scene.node.cgroup()), programs, "left as it was");
-    let waiting = std::thread::scope(|scope| {
-        let waiting = scope.spawn(|| hand_back(&scene, "30"));
+    let outside = scene.held_outside();
+    let printed = std::thread::scope(|threads| {
+        let waiting = threads.spawn(|| hand_back(&scene, "10"));
         kube_proxy::write(mode, &scene.node, &scene.servers);
-        waiting.join().unwrap()
+        wait_for("kube-proxy to get what is new", PROPAGATION, || {
+            Ok((programs_in(scene.node.cgroup()).len() < programs.len()).then_some(()))
+        })
+        .unwrap();
+        scene.new_ones().stop(1);
+        assert!(!waiting.is_finished(), "flows from outside still run");
+        outside.stop(20);
+        waiting.join().unwrap().unwrap()
     });
-    let printed = waiting.unwrap();
     assert!(printed.contains("removed "), "{printed}");
     assert!(programs_in(scene.node.cgroup()).is_empty());
     let more = scene.new_ones();
@@ -277,7 +311,7 @@ fn rules_that_come_back_are_told_of_and_removed_again() {
     scene.wait_log("took over from kube-proxy");
     kube_proxy::write(Mode::Nftables, &scene.node, &scene.servers);
     scene.wait_log("kube-proxy's rules came back");
-    beeline_tests::wait_for("the rules to go again", PROPAGATION, || {
+    wait_for("the rules to go again", PROPAGATION, || {
         Ok(left(&kube_proxy::rules(&scene.node)).is_empty().then_some(()))
     })
     .unwrap();
@@ -287,7 +321,7 @@ fn rules_that_come_back_are_told_of_and_removed_again() {
 fn what_a_killed_agent_began_is_finished_by_the_next() {
     let mut scene = Scene::new();
     kube_proxy::write(Mode::IptablesNft, &scene.node, &scene.servers);
-    let held = scene.held(true);
+    let held = scene.held();
     scene.start_agent(true);
     scene.wait_log("connections that kube-proxy translated run on");
     scene.agent.as_mut().unwrap().process.kill().unwrap();
