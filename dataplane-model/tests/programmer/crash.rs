@@ -165,6 +165,10 @@ fn served(state: &Desired, may_enter: bool) -> BTreeSet<(FrontendKey, Option<u8>
     out
 }
 
+fn ways() -> impl Strategy<Value = (Desired, Desired)> {
+    prop_oneof![1 => (desired(), desired()), 3 => edited()]
+}
+
 /// A programmer that has `a` in force and knows so, and what both states serve.
 fn in_force(a: &Desired, b: &Desired) -> Programmer<Fated> {
     let mut first = Programmer::new(Fated {
@@ -233,7 +237,7 @@ proptest! {
 
     /// Death after each write of the way from `a` to `b`; and of the process after it, too, after each third of its.
     #[test]
-    fn death_after_any_write_is_taken_up_without_a_gap(a in desired(), b in desired()) {
+    fn death_after_any_write_is_taken_up_without_a_gap((a, b) in ways()) {
         let way = {
             let mut whole = in_force(&a, &b);
             whole.reconcile(changes(&a, &b), 0);
@@ -262,7 +266,7 @@ proptest! {
 
     /// A failure of each write of the way from `a` to `b`, with and without a restart before it.
     #[test]
-    fn failure_of_any_write_is_made_good(a in desired(), b in desired(), restart: bool) {
+    fn failure_of_any_write_is_made_good((a, b) in ways(), restart: bool) {
         for number in 0.. {
             let mut programmer = in_force(&a, &b);
             if restart {
@@ -286,5 +290,60 @@ proptest! {
                 break;
             }
         }
+    }
+}
+
+/// Two services of these frontends, clusters and ranges.
+fn two(services: [(&[u8], &[u8], &[u8]); 2]) -> Desired {
+    let service = |(frontends, cluster, ranges): (&[u8], &[u8], &[u8])| {
+        let ranges: BTreeSet<u8> = ranges.iter().copied().collect();
+        DesiredService {
+            frontends: frontends
+                .iter()
+                .map(|f| (frontend(*f), offer(*f, &ranges)))
+                .collect(),
+            cluster: set(&cluster.iter().copied().collect()),
+            source_ranges: ranges.into_iter().map(net).collect(),
+            ..DesiredService::default()
+        }
+    };
+    Desired {
+        services: [key(0), key(1)].into_iter().zip(services.map(service)).collect(),
+    }
+}
+
+#[test]
+fn a_frontend_that_moves_is_served_all_the_time() {
+    let a = two([(&[0], &[1], &[]), (&[], &[2], &[])]);
+    let b = two([(&[], &[], &[]), (&[0], &[2], &[])]);
+    let mut programmer = in_force(&a, &b);
+    assert_eq!(programmer.maps().served.len(), 1 + 4);
+    programmer.reconcile(changes(&a, &b), 0);
+    assert_eq!(programmer.maps().broken, None);
+}
+
+#[test]
+fn services_that_swap_frontends_and_ranges_let_nobody_in_or_out_for_a_moment() {
+    // 1 and 4 are load-balancer addresses: at each the same ranges may enter before and after
+    let a = two([(&[1], &[1], &[0]), (&[4], &[2], &[1])]);
+    let b = two([(&[4], &[1], &[1]), (&[1], &[2], &[0])]);
+    for restart in [false, true] {
+        let mut programmer = in_force(&a, &b);
+        if restart {
+            programmer = Programmer::new(programmer.maps().clone()).unwrap();
+        }
+        let ids: Vec<u32> = programmer.services().iter().map(|s| s.id).collect();
+        programmer.reconcile(changes(&a, &b), 0);
+        programmer.prune(0);
+        assert_eq!(programmer.maps().broken, None);
+        assert_eq!(meaning(programmer.maps()), wanted(&b));
+        assert_eq!(programmer.services().len(), 2);
+        let kept = programmer
+            .services()
+            .iter()
+            .filter(|s| ids.contains(&s.id))
+            .count();
+        // who is known by name gets a new row; after a restart nobody is
+        assert_eq!(kept, if restart { 2 } else { 0 });
     }
 }

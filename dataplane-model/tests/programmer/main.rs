@@ -82,37 +82,78 @@ fn offer(f: u8, ranges: &BTreeSet<u8>) -> Offer {
     }
 }
 
-/// Up to 6 services over 6 frontends (each frontend to one service) and 10 backends.
-fn desired() -> impl Strategy<Value = Desired> {
-    let service = (
-        prop::collection::btree_set(0u8..10, 0..6),
+/// Cluster set, local set, flags, tables, affinity, source ranges.
+type Spec = (BTreeSet<u8>, BTreeSet<u8>, u32, u8, u32, BTreeSet<u8>);
+
+fn specs() -> impl Strategy<Value = BTreeMap<u8, Spec>> {
+    let spec = (
+        prop::collection::btree_set(0u8..10, 0..4),
         prop::collection::btree_set(0u8..10, 0..4),
         0u32..4,
         prop::sample::select(vec![0u8, 0, 0, 0, 1, 2, 3]),
         prop::sample::select(vec![0u32, 0, 60]),
         prop::collection::btree_set(0u8..4, 0..3),
     );
-    let owners = prop::collection::btree_map(0u8..6, 0u8..6, 0..6);
-    (prop::collection::btree_map(0u8..6, service, 0..6), owners).prop_map(|(services, owners)| Desired {
-        services: services
-            .into_iter()
-            .map(|(i, (cluster, local, flags, tables, affinity_seconds, ranges))| {
-                let mine = owners.iter().filter(|(_, owner)| **owner == i);
-                let service = DesiredService {
-                    frontends: mine.map(|(f, _)| (frontend(*f), offer(*f, &ranges))).collect(),
-                    cluster: set(&cluster),
-                    local: set(&local),
-                    config: ServiceConfig {
-                        algorithm: 0,
-                        flags,
-                        affinity_seconds,
-                        tables,
-                    },
-                    source_ranges: ranges.into_iter().map(net).collect(),
-                };
-                (key(i), service)
-            })
+    prop::collection::btree_map(0u8..4, spec, 0..=4)
+}
+
+/// Which service each frontend belongs to.
+fn owners() -> impl Strategy<Value = BTreeMap<u8, u8>> {
+    prop::collection::btree_map(0u8..6, 0u8..4, 0..=6)
+}
+
+fn build(specs: &BTreeMap<u8, Spec>, owners: &BTreeMap<u8, u8>) -> Desired {
+    let service = |i: u8, (cluster, local, flags, tables, affinity_seconds, ranges): &Spec| {
+        let mine = owners.iter().filter(|(_, owner)| **owner == i);
+        DesiredService {
+            frontends: mine.map(|(f, _)| (frontend(*f), offer(*f, ranges))).collect(),
+            cluster: set(cluster),
+            local: set(local),
+            config: ServiceConfig {
+                algorithm: 0,
+                flags: *flags,
+                affinity_seconds: *affinity_seconds,
+                tables: *tables,
+            },
+            source_ranges: ranges.iter().copied().map(net).collect(),
+        }
+    };
+    Desired {
+        services: specs
+            .iter()
+            .map(|(i, spec)| (key(*i), service(*i, spec)))
             .collect(),
+    }
+}
+
+/// Up to 4 services over 6 frontends (each frontend to one service) and 10 backends.
+fn desired() -> impl Strategy<Value = Desired> {
+    (specs(), owners()).prop_map(|(specs, owners)| build(&specs, &owners))
+}
+
+/// Two states of which the second is the first one edited: frontends move between services that lose what they had.
+fn edited() -> impl Strategy<Value = (Desired, Desired)> {
+    let edits = prop::collection::vec(0u8..6, 4);
+    (specs(), specs(), owners(), owners(), edits).prop_map(|(first, other, owners, moved, edits)| {
+        let mut second = first.clone();
+        for (i, edit) in (0..).zip(edits) {
+            let other = other.get(&i);
+            let Some(spec) = second.get_mut(&i) else {
+                second.extend(other.map(|other| (i, other.clone())));
+                continue;
+            };
+            match (edit, other) {
+                (0, _) => spec.0.clear(),
+                (1, _) => spec.1.clear(),
+                (2, Some(other)) => spec.2 = other.2,
+                (3, Some(other)) => spec.5.clone_from(&other.5),
+                (4, None) => drop(second.remove(&i)),
+                _ => {}
+            }
+        }
+        let mut later = owners.clone();
+        later.extend(moved);
+        (build(&first, &owners), build(&second, &later))
     })
 }
 
