@@ -33,6 +33,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
+use crate::cni;
 use crate::config::{AgentConfig, SourceConfig};
 use crate::devices::{self, Devices};
 use crate::failure;
@@ -259,7 +260,12 @@ pub async fn run(config: AgentConfig) -> anyhow::Result<()> {
         (Some(network), Some(client)) => {
             let table = kernel.masquerade_table()?;
             let started = overlay::run::start(network.clone(), client.clone(), table, fatal.clone());
-            Some(started.context("start the pod network")?)
+            let started = started.context("start the pod network")?;
+            tokio::spawn(cni::hostports::follow(
+                Arc::clone(&started.service),
+                updates.clone(),
+            ));
+            Some(started)
         }
         _ => None,
     };

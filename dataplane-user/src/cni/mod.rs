@@ -4,6 +4,7 @@
 //! `server` speaks with the plugin, `service` decides, `device` works on the kernel, `store` remembers.
 
 pub mod device;
+pub mod hostports;
 pub mod list;
 pub(crate) mod netns;
 pub mod server;

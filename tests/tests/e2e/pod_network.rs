@@ -48,8 +48,12 @@ pub(crate) struct CniPod<'a> {
 
 impl<'a> CniPod<'a> {
     pub(crate) fn new(node: &'a Node, name: &str) -> Self {
+        Self::with_ports(node, name, &json!([]))
+    }
+
+    fn with_ports(node: &'a Node, name: &str, ports: &Value) -> Self {
         let netns = NetNs::create(&format!("{}-{name}", node.host().netns().name())).unwrap();
-        let result = plugin(node, "ADD", name, netns.name());
+        let result = plugin(node, "ADD", name, netns.name(), ports);
         let address = |i: usize| {
             let cidr = result["ips"][i]["address"].as_str().unwrap();
             cidr.split('/').next().unwrap().to_owned()
@@ -102,12 +106,12 @@ impl<'a> CniPod<'a> {
 impl Drop for CniPod<'_> {
     fn drop(&mut self) {
         self.echo = None;
-        plugin(self.node, "DEL", &self.id, self.netns.name());
+        plugin(self.node, "DEL", &self.id, self.netns.name(), &json!([]));
     }
 }
 
 /// Runs the plugin's binary as a runtime does.
-fn plugin(node: &Node, command: &str, id: &str, netns: &str) -> Value {
+fn plugin(node: &Node, command: &str, id: &str, netns: &str, ports: &Value) -> Value {
     let mut child = node
         .host()
         .command(program("beeline-cni").unwrap())
@@ -125,6 +129,7 @@ fn plugin(node: &Node, command: &str, id: &str, netns: &str) -> Value {
     let mut conf = plugin_config(node);
     conf["cniVersion"] = "1.0.0".into();
     conf["name"] = "bl".into();
+    conf["runtimeConfig"] = json!({"portMappings": ports});
     serde_json::to_writer(child.stdin.take().unwrap(), &conf).unwrap();
     let output = child.wait_with_output().unwrap();
     let said = String::from_utf8(output.stdout).unwrap();
@@ -350,4 +355,72 @@ fn pods_reach_the_world_with_the_address_of_their_node() {
     let (length, _) = socket.recv_from(&mut answer).unwrap();
     let seen = String::from_utf8_lossy(&answer[..length]).into_owned();
     assert!(seen.contains(&node_v4), "{seen}");
+}
+
+#[test]
+fn host_ports_lead_to_their_pods() {
+    let cluster = Cluster::new().unwrap();
+    let plane = ControlPlane::start(&cluster).unwrap();
+    let node = cluster.add_node().unwrap();
+    plane.register_node(&node).unwrap();
+    let mut agent = Agent::start_synced(&node, &options(&plane, &node, NET_CONF)).unwrap();
+    wait_ready(&plane, &node, &mut agent);
+    let world = cluster.add_outside_host().unwrap();
+    let get = |command: Command, url: &str| {
+        let mut command = command;
+        command.args(["-s", "-f", "-m", "2", url]);
+        process::output(command).ok()
+    };
+    let from_world = |url: &str| get(world.place().command("curl").unwrap(), url);
+    let from_node = |url: &str| get(node.host().command("curl").unwrap(), url);
+    // as conformance has it: one port, told apart by address and protocol
+    let port = |host_ip: &str, protocol: &str| json!([{"hostPort": 54323, "containerPort": 8080, "protocol": protocol, "hostIP": host_ip}]);
+    let node_v4 = node.v4().to_string();
+    let mut pods = Vec::new();
+    for (name, ports) in [
+        ("loopback", port("127.0.0.1", "tcp")),
+        ("public", port(&node_v4, "tcp")),
+        ("datagrams", port(&node_v4, "udp")),
+    ] {
+        let mut pod = CniPod::with_ports(&node, name, &ports);
+        pod.echo();
+        pods.push(pod);
+    }
+    let public = format!("http://{node_v4}:54323/");
+    let answers = |name: &'static str, get: &dyn Fn(&str) -> Option<String>, url: &str| {
+        wait_for(name, Duration::from_secs(10), || {
+            Ok(get(url).filter(|answer| answer.contains(name)))
+        })
+        .unwrap();
+    };
+    answers("public", &from_world, &public);
+    answers("public", &from_node, &public);
+    answers("loopback", &from_node, "http://127.0.0.1:54323/");
+    let socket = world
+        .place()
+        .netns()
+        .run(|| std::net::UdpSocket::bind((std::net::Ipv4Addr::UNSPECIFIED, 0)))
+        .unwrap()
+        .unwrap();
+    socket.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+    socket.send_to(b"hello", (node_v4.as_str(), 54323)).unwrap();
+    let mut answer = [0; 64];
+    let (length, from) = socket.recv_from(&mut answer).unwrap();
+    assert!(String::from_utf8_lossy(&answer[..length]).contains("datagrams"));
+    assert_eq!(from.to_string(), format!("{node_v4}:54323"));
+    // a pod that goes takes its port with it
+    pods.remove(1);
+    wait_for("the port to go", Duration::from_secs(10), || {
+        Ok(from_world(&public).is_none().then_some(()))
+    })
+    .unwrap();
+    // any address of the node
+    let mut pod = CniPod::with_ports(
+        &node,
+        "any",
+        &json!([{"hostPort": 54324, "containerPort": 8080, "protocol": "tcp"}]),
+    );
+    pod.echo();
+    answers("any", &from_world, &format!("http://{node_v4}:54324/"));
+    answers("any", &from_world, &format!("http://[{}]:54324/", node.v6()));
 }
