@@ -11,6 +11,7 @@ use common::{Client, Place};
 use dataplane_common::abi::{Service, protocol};
 use dataplane_model::Protocol;
 use dataplane_user::flow::destroy::{Report, Stale, destroy};
+use dataplane_user::flow::sweep::Sweep;
 
 /// Where the servers listen; each network namespace has its own.
 const SERVER: ([u8; 4], u16) = ([127, 0, 0, 1], 7999);
@@ -139,4 +140,40 @@ fn a_socket_that_no_process_has_open_is_left_alone() {
     assert_eq!(pod.ask("S['a'].send(b'x')"), "1");
     let report = destroy(Path::new("/"), &gone(protocol::UDP, Some(1)), &translations).unwrap();
     assert_eq!(report, done(1));
+}
+
+#[test]
+fn connections_whose_end_nobody_saw_are_ended() {
+    let place = Place::new();
+    let plane = plane(&place);
+    let mut translations = plane.kernel.translations().unwrap();
+    let mut sweep = Sweep::new("/".into());
+    let mut pod = pod(&place);
+    let closed = |id| plane.kernel.stats().unwrap().get(id).unwrap().closed;
+    assert_eq!(sweep.run(&mut translations).unwrap(), 0);
+    // the server resets two connections; the application keeps the sockets
+    pod.ask("[S['l'].accept()[0].setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, bytes([1,0,0,0,0,0,0,0])) for _ in 'AB']");
+    assert_eq!(pod.ask("S['A'].recv(9)"), "ECONNRESET");
+    assert_eq!(closed(2), 0);
+    assert_eq!(sweep.run(&mut translations).unwrap(), 2);
+    assert_eq!((closed(1), closed(2)), (0, 2));
+    assert_eq!(sweep.run(&mut translations).unwrap(), 0);
+    // once each, also when they are closed at last
+    pod.ask("[S[n].close() for n in 'AB']");
+    assert_eq!(closed(2), 2);
+    // a UDP socket that is not connected any more ends when it is closed
+    let run =
+        |stale: &[Stale]| destroy(Path::new("/"), stale, &plane.kernel.translations().unwrap()).unwrap();
+    assert_eq!(run(&gone(protocol::UDP, Some(3))), done(1));
+    assert_eq!((sweep.run(&mut translations).unwrap(), closed(1)), (0, 0));
+    pod.kill();
+    assert_eq!((closed(1), closed(2)), (3, 3));
+    assert_eq!(translations.cookies().count(), 0);
+
+    // a socket that was never seen alive is left alone: it may be where nobody can look
+    let mut pod = self::pod(&place);
+    pod.ask("[S['l'].accept()[0].setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, bytes([1,0,0,0,0,0,0,0])) for _ in 'AB']");
+    assert_eq!(pod.ask("S['A'].recv(9)"), "ECONNRESET");
+    assert_eq!(sweep.run(&mut translations).unwrap(), 0);
+    assert_eq!(translations.cookies().count(), 6);
 }

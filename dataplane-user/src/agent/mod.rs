@@ -193,6 +193,7 @@ pub async fn run(config: AgentConfig) -> anyhow::Result<()> {
             warn!(%error, "source ranges do not hold for sockets");
         }
     });
+    tokio::spawn(flow::sweep::keep("/".into(), kernel.translations()?));
     let counted = Arc::clone(&shared);
     tokio::spawn(flow::stale::keep(
         flow::stale::Settings {

@@ -6,3 +6,4 @@ pub mod gc;
 pub mod namespaces;
 pub mod sources;
 pub mod stale;
+pub mod sweep;
