@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::config::Config;
-use crate::controllers::{accounts, endpointslice, gc, nodes, workloads};
+use crate::controllers::{accounts, endpoints, endpointslice, gc, nodes, workloads};
 use crate::pki::{self, Pki};
 use crate::resource::Allocator;
 use crate::server::{self, Api, Bootstrap, Tokens};
@@ -107,6 +107,7 @@ impl ControlPlane {
             tasks.spawn(async move { api.compact_periodically(interval).await });
         }
         tasks.spawn(endpointslice::run(client.clone(), stop.clone()));
+        tasks.spawn(endpoints::run(client.clone(), stop.clone()));
         tasks.spawn(gc::run(client.clone(), stop.clone()));
         tasks.spawn(workloads::run(client.clone(), stop.clone()));
         tasks.spawn(accounts::run(client.clone(), pki.ca.clone(), stop.clone()));

@@ -1,6 +1,7 @@
 //! Controllers: clients of the API like any other.
 
 pub mod accounts;
+pub mod endpoints;
 pub mod endpointslice;
 mod events;
 pub mod gc;

@@ -14,6 +14,13 @@ use serde_json::{Map, Value, json};
 use crate::patch::keys::{Strategy, strategy};
 use crate::resource::{RESOURCES, ResourceInfo, schema};
 
+/// Content type of [`V2`].
+pub const V2_TYPE: &str = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf";
+
+/// The older document (`openapi.v2.Document` of gnostic) without any definition. kubectl asks for it about kinds that the
+/// newer ones do not have, to learn that nobody knows them.
+pub const V2: &[u8] = b"\x0a\x032.0\x12\x15\x0a\x0aKubernetes\x12\x07v1.36.2\x42\x00";
+
 /// Documents by `api/v1` or `apis/{group}/{version}`.
 static DOCUMENTS: LazyLock<BTreeMap<String, Value>> = LazyLock::new(|| {
     let names: BTreeSet<String> = RESOURCES.iter().map(document_name).collect();

@@ -112,6 +112,18 @@ impl Api {
             "endpoints": endpoints.clone(),
             "ports": ports.clone(),
         });
+        // For those who read the older form; not to be made into another slice.
+        let subsets = json!([{"addresses": [{"ip": ip.to_string()}], "ports": ports.clone()}]);
+        let older = json!({
+            "apiVersion": "v1",
+            "kind": "Endpoints",
+            "metadata": {"name": "kubernetes", "labels": {"endpointslice.kubernetes.io/skip-mirror": "true"}},
+            "subsets": subsets.clone(),
+        });
+        let stale = |old: &Value| old["subsets"] != subsets;
+        let renew = |old: &mut Value| old["subsets"] = subsets.clone();
+        self.ensure(&collection("", "endpoints", "default")?, older, stale, renew)
+            .await?;
         let differs = |old: &Value| old["endpoints"] != endpoints || old["ports"] != ports;
         let correct = |old: &mut Value| {
             old["endpoints"] = endpoints.clone();

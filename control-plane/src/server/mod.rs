@@ -175,6 +175,9 @@ impl Api {
             Ok(user) => user,
             Err(error) => return response::error(&error),
         };
+        if matches!(route, Route::OpenApiV2) && head.method == Method::GET {
+            return response::bytes(200, openapi::V2_TYPE, openapi::V2);
+        }
         let accept = match Accept::parse(&head.headers) {
             Ok(accept) => accept,
             Err(error) => return response::error(&error),

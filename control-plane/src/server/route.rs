@@ -20,6 +20,8 @@ pub(super) enum Route {
     Group(String),
     /// `/api/v1` or `/apis/{group}/{version}`
     Resources(String, String),
+    /// `/openapi/v2`
+    OpenApiV2,
     /// `/openapi/v3`
     OpenApiIndex,
     /// `/openapi/v3/…`
@@ -103,6 +105,7 @@ pub(super) fn parse(path: &str) -> Route {
         ["livez", rest @ ..] => health("livez", rest),
         ["readyz", rest @ ..] => health("readyz", rest),
         ["version"] => Route::Version,
+        ["openapi", "v2"] => Route::OpenApiV2,
         ["openapi", "v3"] => Route::OpenApiIndex,
         ["openapi", "v3", rest @ ..] => Route::OpenApi(rest.join("/")),
         ["api"] => Route::Api,

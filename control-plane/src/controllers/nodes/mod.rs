@@ -266,10 +266,8 @@ impl Runner {
             }
         }
         let first = given.first()?.clone();
-        Some(json!({
-            "metadata": {"resourceVersion": node.metadata.resource_version},
-            "spec": {"podCIDR": first, "podCIDRs": given},
-        }))
+        // Whatever else has changed meanwhile: the API refuses to change addresses that are there.
+        Some(json!({"spec": {"podCIDR": first, "podCIDRs": given}}))
     }
 
     /// What is left of a node that is gone.
