@@ -104,7 +104,7 @@ async fn devices_are_followed() {
     let kernel = Kernel::open(&place.config).unwrap();
     let devices = Devices::new(scene.settings(&[]), kernel.nic(), kernel.device_table().unwrap());
     let (sender, addresses) = watch::channel(None);
-    let following = tokio::spawn(devices.follow(addresses));
+    let following = tokio::spawn(devices.follow(addresses, drop));
 
     let wan = scene.index("wan");
     served(&kernel, "nothing leads anywhere", &[].into()).await;
@@ -172,7 +172,7 @@ async fn devices_are_followed() {
         kernel.nic(),
         kernel.device_table().unwrap(),
     );
-    let following = tokio::spawn(devices.follow(sender.subscribe()));
+    let following = tokio::spawn(devices.follow(sender.subscribe(), drop));
     served(&kernel, "named ones", &[(other, second)].into()).await;
     following.abort();
     let _aborted = following.await;

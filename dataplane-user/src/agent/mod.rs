@@ -139,7 +139,7 @@ pub async fn run(config: AgentConfig) -> anyhow::Result<()> {
     };
     let tables = kernel.node_tables().context("open the node's tables")?;
     if let Some(task) = takeover::prepare(take_over, tables) {
-        tokio::spawn(takeover::run(task, shared.complete.subscribe()));
+        tokio::spawn(takeover::run(task, shared.programmed.subscribe()));
     }
 
     let (updates, update_queue) = mpsc::channel(QUEUE);
@@ -177,6 +177,7 @@ pub async fn run(config: AgentConfig) -> anyhow::Result<()> {
         state.node_addresses(),
         state.ranges(),
         health_checks_at,
+        shared.programmed.clone(),
         kernel.node_tables().context("open the node's tables")?,
     ));
     let device_settings = devices::Settings {
@@ -184,7 +185,11 @@ pub async fn run(config: AgentConfig) -> anyhow::Result<()> {
         state_dir: config.state_dir.clone(),
     };
     let devices = Devices::new(device_settings, kernel.nic(), kernel.device_table()?);
-    tokio::spawn(devices.follow(state.node_addresses()));
+    let programmed = shared.programmed.clone();
+    tokio::spawn(devices.follow(state.node_addresses(), move |served| {
+        programmed
+            .send_if_modified(|programmed| std::mem::replace(&mut programmed.devices, served) != served);
+    }));
     tokio::spawn(collect_flows(&config, &kernel, &shared, events.clone())?);
 
     let tables = kernel.node_tables()?;

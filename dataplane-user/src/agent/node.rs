@@ -14,6 +14,7 @@ use crate::config::{AgentConfig, SourceConfig};
 use crate::kernel::{self, NodeTables};
 use crate::nodeaddr;
 use crate::proxyconfig::KubeProxyConfiguration;
+use crate::takeover::Programmed;
 
 /// How long the addresses of the Node object are waited for, kube-proxy's.
 const NODE_ADDRESS_WAIT: Duration = Duration::from_secs(30);
@@ -109,6 +110,7 @@ pub(super) async fn keep(
     node: watch::Receiver<Option<Vec<IpAddr>>>,
     mut ranges: watch::Receiver<Ranges>,
     health_checks_at: watch::Sender<BTreeSet<IpAddr>>,
+    programmed: watch::Sender<Programmed>,
     mut tables: NodeTables,
 ) {
     let configure = |tables: &NodeTables, ranges: &Ranges| {
@@ -133,9 +135,13 @@ pub(super) async fn keep(
                 *known = at;
                 changed
             });
-            if let Err(error) = tables.set_addrs(&flags) {
+            let written = tables.set_addrs(&flags);
+            if let Err(error) = &written {
                 error!(%error, "the addresses of this node cannot be written");
             }
+            programmed.send_if_modified(|programmed| {
+                std::mem::replace(&mut programmed.addresses, written.is_ok()) != written.is_ok()
+            });
         }
         configure(&tables, &ranges.borrow_and_update());
         let changed = async {

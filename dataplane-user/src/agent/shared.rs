@@ -7,6 +7,7 @@ use tokio::sync::watch;
 use super::health::Health;
 use super::metrics::Metrics;
 use super::rest::RestClient;
+use crate::takeover::Programmed;
 
 /// What the servers share with the loop.
 #[derive(Debug)]
@@ -14,8 +15,8 @@ pub struct Shared {
     health: Mutex<Health>,
     /// Metrics.
     pub metrics: Metrics,
-    /// True once all that is known is programmed, nothing left out.
-    pub complete: watch::Sender<bool>,
+    /// What is programmed completely.
+    pub programmed: watch::Sender<Programmed>,
 }
 
 impl Shared {
@@ -31,7 +32,7 @@ impl Shared {
         Arc::new(Self {
             health: Mutex::new(health),
             metrics: Metrics::new(rest),
-            complete: watch::Sender::new(false),
+            programmed: watch::Sender::default(),
         })
     }
 

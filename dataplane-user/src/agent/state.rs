@@ -375,8 +375,8 @@ impl<M: Maps> State<M> {
     fn say_complete(&self) {
         let complete = self.synced && self.failing.is_empty();
         self.shared
-            .complete
-            .send_if_modified(|old| std::mem::replace(old, complete) != complete);
+            .programmed
+            .send_if_modified(|programmed| std::mem::replace(&mut programmed.services, complete) != complete);
     }
 
     /// Tries again what failed; prunes what could not be pruned.

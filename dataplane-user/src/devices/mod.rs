@@ -57,8 +57,9 @@ impl Devices {
     }
 
     /// Serves the devices of this network namespace and follows their coming and going, and the Node's addresses, until
-    /// the sender of those is gone. Never gives up: what fails is logged and tried again.
-    pub async fn follow(mut self, mut node: Receiver<Option<Vec<IpAddr>>>) {
+    /// the sender of those is gone. Never gives up: what fails is logged and tried again. `served` is told after each round
+    /// whether all of them are served.
+    pub async fn follow(mut self, mut node: Receiver<Option<Vec<IpAddr>>>, served: impl Fn(bool)) {
         if let Err(error) = ports::reserve(&self.settings.state_dir, NAT_PORTS) {
             // nobody gets these ports by default
             warn!(%error, "the ports {} to {} cannot be reserved for masquerading", NAT_PORTS.0, NAT_PORTS.1);
@@ -66,6 +67,7 @@ impl Devices {
         let mut host: Option<Host> = None;
         loop {
             let result = self.round(&mut host, &mut node).await;
+            served(result.is_ok());
             let retry_at = result.err().map(|error| {
                 error!(%error, "the devices cannot all be served as they should be");
                 Instant::now() + RETRY

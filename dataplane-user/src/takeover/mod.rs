@@ -422,13 +422,54 @@ impl fmt::Debug for Task {
     }
 }
 
+/// What has to be there before kube-proxy's rules can go.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Programmed {
+    /// All services that are known, nothing left out.
+    pub services: bool,
+    /// The addresses of this node.
+    pub addresses: bool,
+    /// The devices through which other hosts come.
+    pub devices: bool,
+}
+
+impl Programmed {
+    const fn all(self) -> bool {
+        self.services && self.addresses && self.devices
+    }
+
+    /// Names what is not there.
+    fn missing(self) -> String {
+        let parts = [
+            ("Services", self.services),
+            ("the addresses of this node", self.addresses),
+            ("its devices", self.devices),
+        ];
+        let missing: Vec<&str> = parts
+            .iter()
+            .filter(|(_, there)| !there)
+            .map(|(name, _)| *name)
+            .collect();
+        missing.join(", ")
+    }
+}
+
 /// Takes over from kube-proxy once `complete` says that everything is programmed, and watches that it stays so. Ends when
 /// there is nothing to do any more, or the sender of `complete` is gone.
-pub async fn run(task: Task, mut complete: watch::Receiver<bool>) {
-    if complete.wait_for(|complete| *complete).await.is_err() {
-        return;
-    }
+pub async fn run(task: Task, mut complete: watch::Receiver<Programmed>) {
     let mut take_over = task.0;
+    while !complete.borrow().all() {
+        let all = complete.wait_for(|programmed| programmed.all());
+        match tokio::time::timeout(IDLE, all).await.map(|done| done.is_ok()) {
+            Ok(true) => {}
+            Ok(false) => return,
+            Err(_elapsed) if take_over.wanted => {
+                let missing = complete.borrow().missing();
+                warn!(missing, "kube-proxy's rules stay until all is programmed");
+            }
+            Err(_elapsed) => {}
+        }
+    }
     let mut last = String::new();
     loop {
         // reading many rules, and the programs of iptables, take time

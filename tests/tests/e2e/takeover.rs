@@ -307,8 +307,12 @@ fn from_nftables_and_back_fails_no_connection() {
 fn rules_that_come_back_are_told_of_and_removed_again() {
     let mut scene = Scene::new();
     kube_proxy::write(Mode::Nftables, &scene.node, &scene.servers);
+    // kube-proxy has ended before: its rules go as soon as everything is programmed, and not before
+    let new_ones = scene.new_ones();
     scene.start_agent(true);
     scene.wait_log("took over from kube-proxy");
+    scene.new_ones().stop(1);
+    new_ones.stop(5);
     kube_proxy::write(Mode::Nftables, &scene.node, &scene.servers);
     scene.wait_log("kube-proxy's rules came back");
     wait_for("the rules to go again", PROPAGATION, || {
