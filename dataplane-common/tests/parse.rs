@@ -416,3 +416,37 @@ proptest! {
         survives(&bytes, 14, kind);
     }
 }
+
+/// IPv6 packets with IPv4-mapped addresses must not pass for packets of IPv4.
+#[test]
+fn mapped_addresses_are_nobodys() {
+    let ip = |text: &str| text.parse::<std::net::Ipv6Addr>().unwrap().octets();
+    for at in [8, 24] {
+        for packet in [tcp(V6.0, V6.1, SYN), udp(V6.0, V6.1), sctp(V6.0, V6.1)] {
+            let mut bytes = packet.build();
+            assert_eq!(read(&bytes).0, Outcome::Flow);
+            bytes[14 + at..][..16].copy_from_slice(&ip("::ffff:10.96.0.1"));
+            assert_eq!(read(&bytes).0, Outcome::Other);
+            let mut error = packet.error("2001:db8::99", 1, 4, 1000);
+            assert_eq!(read(&error).0, Outcome::IcmpError);
+            error[14 + 48 + at..][..16].copy_from_slice(&ip("::ffff:10.96.0.1"));
+            assert_eq!(read(&error).0, Outcome::Other);
+        }
+    }
+}
+
+/// What the fuzzer starts from, and what it found.
+#[test]
+fn the_corpus_is_survived() {
+    let directory = concat!(env!("CARGO_MANIFEST_DIR"), "/fuzz/corpus");
+    let mut count = 0;
+    for entry in std::fs::read_dir(directory).unwrap() {
+        let bytes = std::fs::read(entry.unwrap().path()).unwrap();
+        for kind in [0x0800, 0x86dd, 0x8100] {
+            survives(&bytes, 14, kind);
+            survives(&bytes, 0, kind);
+        }
+        count += 1;
+    }
+    assert!(count >= 20, "{count}");
+}

@@ -281,6 +281,10 @@ fn ipv6<L: Load + ?Sized>(data: &L, offset: u32, there: u32, head: &mut Head) ->
     }
     head.src = Addr::from_v6_be([ne32(&ip, 8), ne32(&ip, 12), ne32(&ip, 16), ne32(&ip, 20)]);
     head.dst = Addr::from_v6_be([ne32(&ip, 24), ne32(&ip, 28), ne32(&ip, 32), ne32(&ip, 36)]);
+    if head.src.is_v4() || head.dst.is_v4() {
+        // on the wire nobody may have these (RFC 4942 2.2), and here they would be taken for addresses of IPv4
+        return Err(Outcome::Other);
+    }
     let mut out = Ip {
         protocol: ip[6],
         l4: offset + 40,
@@ -445,6 +449,10 @@ fn quoted_ipv6<L: Load + ?Sized>(
     }
     head.src = Addr::from_v6_be([ne32(&ip, 8), ne32(&ip, 12), ne32(&ip, 16), ne32(&ip, 20)]);
     head.dst = Addr::from_v6_be([ne32(&ip, 24), ne32(&ip, 28), ne32(&ip, 32), ne32(&ip, 36)]);
+    if head.src.is_v4() || head.dst.is_v4() {
+        // on the wire nobody may have these (RFC 4942 2.2), and here they would be taken for addresses of IPv4
+        return Err(Outcome::Other);
+    }
     if ip[6] != 44 {
         return Ok((ip[6], offset + 40));
     }
