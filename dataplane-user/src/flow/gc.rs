@@ -6,9 +6,10 @@
 //! first. Established connections are left alone; if they alone fill the map, the kernel forgets the least recently used
 //! and the programs find their backends again by the same hash.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
-use dataplane_common::abi::{BePort, Flow, FlowKey, flow_flag, flow_role, protocol};
+use dataplane_common::abi::{Addr, BePort, Flow, FlowKey, flow_flag, flow_role, protocol};
 
 use tracing::{error, warn};
 
@@ -163,6 +164,11 @@ fn or(port: BePort, other: BePort) -> BePort {
     if port.to_be() == 0 { other } else { port }
 }
 
+/// True for the entry that says that a pod's datagrams keep their source, which has no other direction.
+fn is_alone(key: &FlowKey, flow: &Flow) -> bool {
+    key.role == flow_role::NAT_FORWARD && flow.addr == key.src && flow.port == key.src_port
+}
+
 fn is_answer(key: &FlowKey) -> bool {
     matches!(key.role, flow_role::REVERSE | flow_role::NAT_REVERSE)
 }
@@ -283,6 +289,13 @@ impl Collector {
             }
             return Ok(());
         }
+        if is_alone(key, flow) {
+            let age = Duration::from_nanos(now.saturating_sub(flow.seen));
+            if age >= self.timeouts.udp_stream && self.remove(key, flow, round)? {
+                round.expired += 1;
+            }
+            return Ok(());
+        }
         let back = self.table.get(&answers(key, flow))?;
         if back.is_none() {
             // Answers would reach nobody. The next packet makes both entries again, and finds the same backend.
@@ -351,6 +364,36 @@ impl Collector {
         }
         Ok(())
     }
+}
+
+/// A backend that serves a service no more, as flows know it: row in `SERVICES`, address and port.
+pub type Left = (u32, Addr, BePort);
+
+/// Removes the UDP flows to backends that have left their service, so that the next datagram of each goes to a live one
+/// (spec kube-proxy 2.7); connections are left alone. Gives how many flows were removed. What is masqueraded for them needs
+/// no sweep: towards another backend it is made anew.
+///
+/// # Errors
+///
+/// If the map (of [`crate::kernel::Kernel::flows`]) cannot be read or changed.
+pub fn sweep(flows: &FlowTable, left: &HashSet<Left>) -> Result<usize, KernelError> {
+    let mut stale = Vec::new();
+    flows.visit(|key, flow| {
+        let there = key.role == flow_role::FORWARD && key.protocol == protocol::UDP;
+        if there && left.contains(&(flow.service, flow.addr, flow.port)) {
+            stale.push((*key, *flow));
+        }
+    })?;
+    let mut count = 0;
+    for (key, flow) in stale {
+        // between reading and now the flow may have got another backend, whose answers must be kept
+        let same = |now: Flow| (now.addr, now.port, now.service) == (flow.addr, flow.port, flow.service);
+        if flows.get(&key)?.is_some_and(same) && flows.remove(&key)? {
+            flows.remove(&answers(&key, &flow))?;
+            count += 1;
+        }
+    }
+    Ok(count)
 }
 
 /// Collects the maps (with their names) for as long as the agent runs. `told` hears of every round, and whether pressure

@@ -1,11 +1,11 @@
-//! Looks after the sockets that are connected to who serves their service no more.
+//! Looks after the sockets that are connected to who serves their service no more, and the datagram flows from other hosts.
 
 use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use dataplane_common::abi::protocol;
+use dataplane_common::abi::{BePort, protocol};
 use dataplane_model::BackendKey;
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::task::JoinSet;
@@ -13,9 +13,10 @@ use tokio::time::{Instant, sleep_until};
 use tracing::{info, warn};
 
 use super::destroy::{Report, Stale, destroy};
+use super::gc::{Left, sweep};
 use crate::failure::detector::Verdict;
 use crate::failure::probe::probe;
-use crate::kernel::Translations;
+use crate::kernel::{FlowTable, Translations};
 
 /// What comes within this time is looked after together: a roll-out changes many slices.
 const TOGETHER: Duration = Duration::from_millis(50);
@@ -52,9 +53,11 @@ pub async fn keep(
     settings: Settings,
     mut gone: UnboundedReceiver<Vec<Gone>>,
     translations: Translations,
+    flows: FlowTable,
     done: impl Fn(&Report) + Send + 'static,
 ) {
     let translations = Arc::new(translations);
+    let flows = Arc::new(flows);
     let mut work: Vec<(Instant, Task)> = Vec::new();
     let mut probes: JoinSet<(Stale, Verdict)> = JoinSet::new();
     loop {
@@ -96,10 +99,18 @@ pub async fn keep(
                 if !stale.is_empty() {
                     let stale: Vec<Stale> = stale.into_iter().collect();
                     let (root, translations) = (settings.root.clone(), Arc::clone(&translations));
-                    let work = move || destroy(&root, &stale, &translations);
+                    let flows = Arc::clone(&flows);
+                    let work = move || (sweep(&flows, &left(&stale)), destroy(&root, &stale, &translations));
                     match tokio::task::spawn_blocking(work).await {
-                        Ok(Ok(report)) => done(&report),
-                        Ok(Err(error)) => warn!(%error, "stale sockets cannot be looked for"),
+                        Ok((swept, destroyed)) => {
+                            if let Err(error) = swept {
+                                warn!(%error, "flows from other hosts keep backends that have gone");
+                            }
+                            match destroyed {
+                                Ok(report) => done(&report),
+                                Err(error) => warn!(%error, "stale sockets cannot be looked for"),
+                            }
+                        }
                         Err(error) => warn!(%error, "the search for stale sockets failed"),
                     }
                 }
@@ -107,6 +118,16 @@ pub async fn keep(
             else => return,
         }
     }
+}
+
+/// As the packet programs know those whose datagram flows have to go.
+fn left(stale: &[Stale]) -> HashSet<Left> {
+    let udp = stale.iter().filter(|stale| stale.protocol == protocol::UDP);
+    udp.filter_map(|stale| {
+        let port = BePort::from_host(stale.addr.port());
+        Some((stale.service?, stale.addr.ip().into(), port))
+    })
+    .collect()
 }
 
 #[derive(Clone, Debug)]

@@ -2,7 +2,7 @@
 
 use dataplane_common::abi::{FlowKey, flow_role};
 use dataplane_model::Protocol;
-use dataplane_user::flow::gc::{Collector, Round, Timeouts, now};
+use dataplane_user::flow::gc::{Collector, Round, Timeouts, now, sweep};
 
 use crate::build::{ACK, FIN, Packet, SYN};
 use crate::common::Place;
@@ -98,6 +98,35 @@ fn a_masqueraded_flow_goes_as_well() {
     assert_eq!(collector.round(now() + 29 * SECOND).unwrap().entries, 4);
     let round = collector.round(now() + 31 * SECOND).unwrap();
     assert_eq!((round.entries, round.expired), (0, 2));
+}
+
+/// What the world begins with a pod is one entry: nothing is missing of it.
+#[test]
+fn an_entry_without_another_direction_keeps_its_time() {
+    let mut scene = Scene::new();
+    let pods = "10.244.0.0/16".parse().unwrap();
+    let flags = dataplane_common::abi::masquerade::SOURCE;
+    let mut table = scene.plane.kernel.masquerade_table().unwrap();
+    table.set(&[(pods, flags)].into()).unwrap();
+    let packet = of(Protocol::Udp, &at(V4.client, 9), &at(V4.pod, 53));
+    let out = scene.ingress(&packet.build());
+    assert_eq!(out.bytes, packet.build());
+    // what the pod begins has both
+    let packet = of(Protocol::Udp, &at(V4.pod, 7), &at(V4.client, 9));
+    assert_eq!(
+        scene.egress(&packet.build(), 0).counted,
+        [("packet_masqueraded", 1)]
+    );
+    let table = scene.plane.kernel.masqueraded_flows().unwrap();
+    let collector = Collector::new(table, Timeouts::default());
+    for (after, entries, expired) in [(29, 3, 0), (31, 1, 1), (119, 1, 0), (121, 0, 1)] {
+        let round = collector.round(now() + after * SECOND).unwrap();
+        assert_eq!(
+            (round.entries, round.expired, round.broken),
+            (entries, expired, 0),
+            "after {after} s"
+        );
+    }
 }
 
 #[test]
@@ -217,4 +246,53 @@ fn established_connections_survive_an_overfilled_map() {
         );
     }
     assert!(recovered > 1500, "{recovered}");
+}
+
+/// Datagrams of a client that never falls silent go to another backend when theirs has left; connections do not.
+#[test]
+fn datagram_flows_leave_a_backend_that_left() {
+    let mut scene = Scene::new();
+    for family in [V4, V6] {
+        for protocol in [Protocol::Tcp, Protocol::Udp] {
+            let id = Scene::service(family, protocol, crate::scene::which::SOURCE);
+            let packet = |port: u16| Packet {
+                tcp_flags: if port < 50 { SYN } else { ACK },
+                ..of(protocol, &at(family.client, port % 50), &at(family.node, 30_010))
+            };
+            let backend = scene.ingress(&packet(1).build()).seen().dst;
+            let other = scene.ingress(&of(protocol, &at(family.local, 1), &at(family.node, 30_001)).build());
+            assert_eq!(other.counted[0], ("flow_created", 1), "of another service");
+            let left = [(
+                id,
+                backend.ip().into(),
+                dataplane_common::abi::BePort::from_host(backend.port()),
+            )];
+            let table = scene.plane.kernel.flows().unwrap();
+            let before = table.visit(|_, _| {}).unwrap();
+            // its set has other backends now, on the same rows
+            let rest: Vec<u32> = (3..11)
+                .map(|i| id - crate::scene::which::SOURCE + i)
+                .filter(|row| {
+                    at(family.local, 9000 + u16::try_from(row % 20).unwrap()) != backend.to_string()
+                })
+                .collect();
+            assert_eq!(rest.len(), 7);
+            let row = dataplane_common::abi::Service {
+                flags: dataplane_common::abi::service_flag::HAS_ENDPOINTS,
+                ..Default::default()
+            };
+            scene.plane.serve(id, &rest, row);
+            assert_eq!(
+                scene.ingress(&packet(51).build()).seen().dst,
+                backend,
+                "nobody knows yet"
+            );
+            let swept = sweep(&table, &left.into()).unwrap();
+            let udp = usize::from(protocol == Protocol::Udp);
+            assert_eq!(swept, udp);
+            assert_eq!(table.visit(|_, _| {}).unwrap(), before - 2 * udp);
+            let now = scene.ingress(&packet(51).build()).seen().dst;
+            assert_eq!(now != backend, protocol == Protocol::Udp, "{now} {backend}");
+        }
+    }
 }
