@@ -20,6 +20,8 @@ use crate::pki::Identity;
 
 /// A client that has not finished its TLS handshake by then is cut off.
 const HANDSHAKE: Duration = Duration::from_secs(10);
+/// An HTTP/1 connection that is silent, or has not sent the head of a request, for so long is closed.
+const HEADERS: Duration = Duration::from_secs(120);
 /// HTTP/2 connections whose client does not answer a ping in this time are closed.
 const PING: Duration = Duration::from_secs(30);
 /// How long requests may go on after shutdown began.
@@ -104,7 +106,10 @@ async fn connection(
         }
     });
     let mut builder = Builder::new(TokioExecutor::new());
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(None);
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADERS);
     builder
         .http2()
         .timer(TokioTimer::new())

@@ -14,6 +14,8 @@ use crate::table::IncludeObject;
 
 /// The largest request body, as kube-apiserver has it.
 const MAX_BODY: usize = 3 * 1024 * 1024;
+/// A client that has not sent its body by then is not waited for any longer, as kube-apiserver ends requests.
+const BODY_TIME: Duration = Duration::from_secs(60);
 
 /// The query of a request.
 #[derive(Debug, Default, Clone)]
@@ -199,13 +201,24 @@ impl Accept {
 /// Reads a whole body.
 ///
 /// # Errors
-/// 413 when it is too large, 400 when the client breaks off.
+/// 413 when it is too large, 400 when the client breaks off, 504 when it takes too long.
 pub(super) async fn read_body<B>(body: B) -> Result<Bytes, ApiError>
 where
     B: hyper::body::Body<Data = Bytes>,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
-    match Limited::new(body, MAX_BODY).collect().await {
+    read_body_within(body, BODY_TIME).await
+}
+
+async fn read_body_within<B>(body: B, time: Duration) -> Result<Bytes, ApiError>
+where
+    B: hyper::body::Body<Data = Bytes>,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    let Ok(read) = tokio::time::timeout(time, Limited::new(body, MAX_BODY).collect()).await else {
+        return Err(ApiError::timeout("the request's body did not come in time"));
+    };
+    match read {
         Ok(body) => Ok(body.to_bytes()),
         Err(error) if error.is::<LengthLimitError>() => Err(ApiError::too_large(MAX_BODY)),
         Err(error) => Err(ApiError::bad_request(format!("read the request's body: {error}"))),
@@ -320,6 +333,29 @@ mod tests {
             406
         );
         assert!(Accept::parse(&HeaderMap::new()).is_ok());
+    }
+
+    #[tokio::test]
+    async fn bodies_that_are_too_large_or_too_slow_are_refused() {
+        use futures::stream;
+        use hyper::body::Frame;
+        type Part = Result<Frame<Bytes>, std::io::Error>;
+        let never = http_body_util::StreamBody::new(stream::pending::<Part>());
+        let error = read_body_within(never, Duration::from_millis(20))
+            .await
+            .unwrap_err();
+        assert_eq!(error.code, 504);
+        let part = Bytes::from(vec![b' '; 1 << 20]);
+        let parts = stream::iter((0..4).map(move |_| Part::Ok(Frame::data(part.clone()))));
+        let error = read_body(http_body_util::StreamBody::new(parts))
+            .await
+            .unwrap_err();
+        assert_eq!(error.code, 413);
+        let broken = stream::iter([Part::Err(std::io::Error::other("gone"))]);
+        let error = read_body(http_body_util::StreamBody::new(broken))
+            .await
+            .unwrap_err();
+        assert_eq!(error.code, 400);
     }
 
     #[test]
