@@ -430,14 +430,14 @@ fn addresses_that_nobody_can_connect_to_and_bad_node_ports_are_named() {
         (
             "0.0.0.0",
             json!({}),
-            vec!["cluster IP 0.0.0.0 cannot be connected to"],
+            vec!["cluster IP 0.0.0.0 cannot be offered"],
             0,
         ),
-        ("::", json!({}), vec!["cluster IP :: cannot be connected to"], 0),
+        ("::", json!({}), vec!["cluster IP :: cannot be offered"], 0),
         (
             "224.0.0.1",
             json!({}),
-            vec!["cluster IP 224.0.0.1 cannot be connected to"],
+            vec!["cluster IP 224.0.0.1 cannot be offered"],
             0,
         ),
         (

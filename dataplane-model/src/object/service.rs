@@ -267,8 +267,9 @@ fn cluster_ips(spec: &core::ServiceSpec, first: &str, problems: &mut Problems<'_
             Some(named) if *named != family.name() => {
                 problems.add(format!("cluster IP {text} is not of its family {named}"));
             }
-            _ if ip.is_unspecified() || ip.is_multicast() => {
-                problems.add(format!("cluster IP {text} cannot be connected to"));
+            // and who offers a loopback address would take the host's own services
+            _ if ip.is_unspecified() || ip.is_multicast() || ip.is_loopback() => {
+                problems.add(format!("cluster IP {text} cannot be offered"));
             }
             // of several the first counts, as in kube-proxy
             _ => {
