@@ -162,6 +162,10 @@ pub struct Metrics {
     pub endpoint_changes_pending: Gauge,
     /// Services that a `Local` policy leaves without endpoints though there are some elsewhere.
     pub no_local_endpoints: Family<PolicyLabel, Gauge>,
+    /// Seconds that a look for stale datagram flows and sockets took.
+    reconciler_duration: FamilyHistogram,
+    /// Stale datagram flows and sockets that were removed.
+    reconciler_deleted: Family<FamilyLabel, Counter>,
     /// Syncs after which a service of the family was not as desired because the kernel refused. kube-proxy has it in the
     /// mode whose behaviour is ours.
     pub sync_failures: Family<FamilyLabel, Counter>,
@@ -222,6 +226,8 @@ impl Metrics {
             service_changes_pending: Gauge::default(),
             endpoint_changes_pending: Gauge::default(),
             no_local_endpoints: Family::default(),
+            reconciler_duration: Family::new_with_constructor(sync_histogram),
+            reconciler_deleted: Family::default(),
             sync_failures: Family::default(),
             last_sync: Family::default(),
             last_queued: Family::default(),
@@ -302,6 +308,16 @@ impl Metrics {
             "beeline_audit_last_timestamp_seconds",
             "Unix time when the maps were last compared with what they should hold",
             Box::new(m.last_audit.clone()),
+        );
+        add(
+            "kubeproxy_conntrack_reconciler_sync_duration_seconds",
+            "Time that a look for stale datagram flows and sockets took",
+            Box::new(m.reconciler_duration.clone()),
+        );
+        add(
+            "kubeproxy_conntrack_reconciler_deleted_entries",
+            "Stale datagram flows and sockets that were removed",
+            Box::new(m.reconciler_deleted.clone()),
         );
         add(
             "kubeproxy_sync_proxy_rules_nftables_sync_failures",
@@ -470,6 +486,7 @@ impl Metrics {
         // A rate over a counter needs to see it at 0 first.
         for family in [dataplane_model::Family::V4, dataplane_model::Family::V6] {
             drop(metrics.sync_failures.get_or_create(&FamilyLabel::of(family)));
+            drop(metrics.reconciler_deleted.get_or_create(&FamilyLabel::of(family)));
         }
         for code in [200, 503] {
             drop(metrics.healthz.get_or_create(&CodeLabel { code }));
@@ -547,6 +564,19 @@ impl Metrics {
             self.map_entries.get_or_create(&label).set(fill.used.into());
             self.map_max_entries.get_or_create(&label).set(fill.max.into());
         }
+    }
+
+    /// Stale sockets and flows have been looked for.
+    pub fn stale(&self, done: &crate::flow::stale::Done) {
+        let many = |n: usize| u64::try_from(n).unwrap_or(u64::MAX);
+        let label = FamilyLabel::of(done.family);
+        self.sockets_destroyed.inc_by(many(done.sockets.destroyed));
+        self.reconciler_deleted
+            .get_or_create(&label)
+            .inc_by(many(done.flows.saturating_add(done.sockets.destroyed)));
+        self.reconciler_duration
+            .get_or_create(&label)
+            .observe(done.took.as_secs_f64());
     }
 
     /// A failure to program a service.
@@ -662,6 +692,28 @@ mod tests {
             found.samples.push((series.into(), value.parse().unwrap()));
         }
         out
+    }
+
+    #[test]
+    fn what_was_stale_is_counted_by_family() {
+        let metrics = Metrics::default();
+        metrics.stale(&crate::flow::stale::Done {
+            family: dataplane_model::Family::V6,
+            took: std::time::Duration::from_millis(3),
+            flows: 2,
+            sockets: crate::flow::destroy::Report {
+                destroyed: 5,
+                ..crate::flow::destroy::Report::default()
+            },
+        });
+        let text = metrics.text(&[]);
+        for line in [
+            "kubeproxy_conntrack_reconciler_deleted_entries_total{ip_family=\"IPv4\"} 0",
+            "kubeproxy_conntrack_reconciler_deleted_entries_total{ip_family=\"IPv6\"} 7",
+            "kubeproxy_conntrack_reconciler_sync_duration_seconds_count{ip_family=\"IPv6\"} 1",
+        ] {
+            assert!(text.lines().any(|l| l == line), "{line} is not in {text}");
+        }
     }
 
     #[test]

@@ -208,10 +208,7 @@ pub async fn run(config: AgentConfig) -> anyhow::Result<()> {
         state.gone(),
         kernel.translations()?,
         kernel.flows()?,
-        move |report| {
-            let destroyed = u64::try_from(report.destroyed).unwrap_or(u64::MAX);
-            counted.metrics.sockets_destroyed.inc_by(destroyed);
-        },
+        move |done| counted.metrics.stale(done),
     ));
     let (suspects, suspected) = watch::channel(Vec::new());
     tokio::spawn(failure::run(

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dataplane_common::abi::{BePort, protocol};
-use dataplane_model::BackendKey;
+use dataplane_model::{BackendKey, Family};
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
@@ -46,6 +46,19 @@ pub struct Settings {
     pub tcp: bool,
 }
 
+/// What one look for stale sockets and flows of a family has done.
+#[derive(Clone, Debug)]
+pub struct Done {
+    /// Of the backends that serve no more.
+    pub family: Family,
+    /// How long it took.
+    pub took: Duration,
+    /// Datagram flows from other hosts that were removed.
+    pub flows: usize,
+    /// Sockets.
+    pub sockets: Report,
+}
+
 /// Runs until the sender is gone. UDP sockets lose a backend that serves no more at once; TCP connections only if it has gone
 /// from its service and does not answer the node either: one whose pod merely has other labels now keeps them (spec kube-proxy
 /// 2.1).
@@ -54,7 +67,7 @@ pub async fn keep(
     mut gone: UnboundedReceiver<Vec<Gone>>,
     translations: Translations,
     flows: FlowTable,
-    done: impl Fn(&Report) + Send + 'static,
+    done: impl Fn(&Done) + Send + 'static,
 ) {
     let translations = Arc::new(translations);
     let flows = Arc::new(flows);
@@ -96,27 +109,51 @@ pub async fn keep(
                         }
                     }
                 }
-                if !stale.is_empty() {
-                    let stale: Vec<Stale> = stale.into_iter().collect();
-                    let (root, translations) = (settings.root.clone(), Arc::clone(&translations));
-                    let flows = Arc::clone(&flows);
-                    let work = move || (sweep(&flows, &left(&stale)), destroy(&root, &stale, &translations));
-                    match tokio::task::spawn_blocking(work).await {
-                        Ok((swept, destroyed)) => {
-                            if let Err(error) = swept {
-                                warn!(%error, "flows from other hosts keep backends that have gone");
-                            }
-                            match destroyed {
-                                Ok(report) => done(&report),
-                                Err(error) => warn!(%error, "stale sockets cannot be looked for"),
-                            }
-                        }
-                        Err(error) => warn!(%error, "the search for stale sockets failed"),
+                let (v4, v6): (Vec<Stale>, Vec<Stale>) = stale.into_iter().partition(|stale| stale.addr.is_ipv4());
+                for (family, stale) in [(Family::V4, v4), (Family::V6, v6)] {
+                    if !stale.is_empty() {
+                        look(family, stale, &settings, &translations, &flows, &done).await;
                     }
                 }
             }
             else => return,
         }
+    }
+}
+
+async fn look(
+    family: Family,
+    stale: Vec<Stale>,
+    settings: &Settings,
+    translations: &Arc<Translations>,
+    flows: &Arc<FlowTable>,
+    done: &(impl Fn(&Done) + Send),
+) {
+    let begun = Instant::now();
+    let (root, translations, flows) = (settings.root.clone(), Arc::clone(translations), Arc::clone(flows));
+    let work = move || {
+        (
+            sweep(&flows, &left(&stale)),
+            destroy(&root, &stale, &translations),
+        )
+    };
+    match tokio::task::spawn_blocking(work).await {
+        Ok((swept, destroyed)) => {
+            let flows = swept.unwrap_or_else(|error| {
+                warn!(%error, "flows from other hosts keep backends that have gone");
+                0
+            });
+            match destroyed {
+                Ok(sockets) => done(&Done {
+                    family,
+                    took: begun.elapsed(),
+                    flows,
+                    sockets,
+                }),
+                Err(error) => warn!(%error, "stale sockets cannot be looked for"),
+            }
+        }
+        Err(error) => warn!(%error, "the search for stale sockets failed"),
     }
 }
 
