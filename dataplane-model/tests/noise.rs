@@ -197,8 +197,8 @@ proptest! {
             }
             program(&mut programmer, &mut model);
             model.take_stale();
-            model.health_check_node_ports();
-            model.service_ranges();
+            prop_assert!(model.health_check_node_ports().iter().all(|check| check.port != 0));
+            prop_assert!(model.service_ranges().is_sorted());
         }
         prop_assert!(programmer.audit(0).unwrap().is_clean());
         let services = programmer.services();
