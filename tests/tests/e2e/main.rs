@@ -23,3 +23,4 @@ mod restart;
 mod scene;
 mod takeover;
 mod traffic;
+mod upgrade;
