@@ -486,6 +486,11 @@ pub async fn run(task: Task, mut complete: watch::Receiver<Programmed>) {
                 pause
             }
             Ok(None) => return,
+            // packets from the middle of unknown connections are left alone from now on: they may be kube-proxy's
+            Err(error) if !take_over.wanted => {
+                warn!(%error, "whether kube-proxy translates connections on this node cannot be known");
+                return;
+            }
             Err(error) => {
                 let text = error.to_string();
                 if text != last {

@@ -348,3 +348,14 @@ fn without_kube_proxy_nothing_is_touched() {
     let report = Load::ask(scene.client.place(), address(&format!("{V4}:80")), Ask::Http, 64).unwrap();
     assert_spread(&report, &BOTH);
 }
+
+#[test]
+fn ipvs_is_left_alone_and_told_of() {
+    let mut scene = Scene::new();
+    let device = "link add kube-ipvs0 type veth peer name other".to_owned();
+    scene.node.host().netns().ip_batch(&[device]).unwrap();
+    scene.start_agent(true);
+    scene.wait_log("kube-proxy's ipvs mode is or was in use");
+    let links = scene.node.host().output("ip", &["-o", "link"]).unwrap();
+    assert!(links.contains("kube-ipvs0"), "{links}");
+}
