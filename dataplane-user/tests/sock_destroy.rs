@@ -8,9 +8,10 @@ use std::path::Path;
 
 use common::plane::Plane;
 use common::{Client, Place};
-use dataplane_common::abi::{Service, protocol};
-use dataplane_model::Protocol;
+use dataplane_common::abi::{BePort, Service, protocol};
+use dataplane_model::{BackendKey, Family, Protocol};
 use dataplane_user::flow::destroy::{Report, Stale, destroy};
+use dataplane_user::flow::stale;
 use dataplane_user::flow::sweep::Sweep;
 
 /// Where the servers listen; each network namespace has its own.
@@ -176,4 +177,47 @@ fn connections_whose_end_nobody_saw_are_ended() {
     assert_eq!(pod.ask("S['A'].recv(9)"), "ECONNRESET");
     assert_eq!(sweep.run(&mut translations).unwrap(), 0);
     assert_eq!(translations.cookies().count(), 6);
+}
+
+#[test]
+fn a_backend_that_leaves_its_service_is_looked_for_in_its_family() {
+    let place = Place::new();
+    let plane = plane(&place);
+    let mut pod = pod(&place);
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    let done = runtime.block_on(async {
+        let (gone, queue) = tokio::sync::mpsc::unbounded_channel();
+        let (told, mut hear) = tokio::sync::mpsc::unbounded_channel();
+        let settings = stale::Settings {
+            root: "/".into(),
+            tcp: true,
+        };
+        tokio::spawn(stale::keep(
+            settings,
+            queue,
+            plane.kernel.translations().unwrap(),
+            plane.kernel.flows().unwrap(),
+            move |done| told.send(done.clone()).unwrap_or_default(),
+        ));
+        let backend = BackendKey {
+            addr: std::net::IpAddr::from(SERVER.0).into(),
+            port: BePort::from_host(SERVER.1),
+            protocol: Protocol::Udp,
+        };
+        gone.send(vec![stale::Gone {
+            service: 1,
+            backend,
+            listed: false,
+        }])
+        .unwrap();
+        // at once, and again for who chose it just before
+        [hear.recv().await.unwrap(), hear.recv().await.unwrap()]
+    });
+    assert_eq!(done.each_ref().map(|done| done.family), [Family::V4; 2]);
+    assert_eq!(done.each_ref().map(|done| done.sockets.destroyed), [2, 0]);
+    assert_eq!(connected(&mut pod), "bdABCD");
+    pod.kill();
 }
