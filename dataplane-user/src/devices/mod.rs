@@ -64,6 +64,7 @@ impl Devices {
             // nobody gets these ports by default
             warn!(%error, "the ports {} to {} cannot be reserved for masquerading", NAT_PORTS.0, NAT_PORTS.1);
         }
+        warn_without_forwarding();
         let mut host: Option<Host> = None;
         loop {
             let result = self.round(&mut host, &mut node).await;
@@ -154,6 +155,22 @@ impl Devices {
             self.attached.insert(index, name.into());
         }
         Ok(())
+    }
+}
+
+/// Packets for backends elsewhere, and for pods, are the kernel's to forward. kube-proxy leaves the setting alone, too.
+fn warn_without_forwarding() {
+    for (family, setting) in [
+        ("IPv4", "net/ipv4/ip_forward"),
+        ("IPv6", "net/ipv6/conf/all/forwarding"),
+    ] {
+        let value = std::fs::read_to_string(format!("/proc/sys/{setting}"));
+        if value.is_ok_and(|value| value.trim() == "0") {
+            warn!(
+                "{} is 0: other hosts reach no pods of {family} through this node",
+                setting.replace('/', ".")
+            );
+        }
     }
 }
 
