@@ -100,7 +100,7 @@ fn device(v4: &str, v6: &str, header: u32) -> Device {
 async fn devices_are_followed() {
     let scene = Scene::new();
     let (node, place) = (&scene.node, &scene.place);
-    node.sysctl("net.ipv4.ip_local_reserved_ports=8080,61005");
+    node.sysctl("net.ipv4.ip_local_reserved_ports=8080,15005");
     let kernel = Kernel::open(&place.config).unwrap();
     let devices = Devices::new(scene.settings(&[]), kernel.nic(), kernel.device_table().unwrap());
     let (sender, addresses) = watch::channel(None);
@@ -112,7 +112,7 @@ async fn devices_are_followed() {
     node.ip("addr add 2001:db8::1/64 dev wan nodad");
     let uplink = device("192.0.2.1", "2001:db8::1", 14);
     served(&kernel, "an address", &[(wan, uplink)].into()).await;
-    assert_eq!(Scene::reserved(), "8080,61000-65535");
+    assert_eq!(Scene::reserved(), "8080,15000-29999");
 
     node.ip("link add vx type vxlan id 7 dstport 4789 dev wan");
     node.ip("tuntap add l3 mode tun");
@@ -179,7 +179,7 @@ async fn devices_are_followed() {
     drop(kernel);
 
     assert!(release_ports(scene.state.path()).unwrap());
-    assert_eq!(Scene::reserved(), "8080,61005");
+    assert_eq!(Scene::reserved(), "8080,15005");
     assert!(!release_ports(scene.state.path()).unwrap());
     let removed = cleanup(&place.config.bpffs_root).unwrap();
     assert!(

@@ -1,7 +1,9 @@
 //! Giving packets a source of this node, kept in `NAT`.
 
 use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
-use dataplane_common::abi::{BePort, Counter, Device, NodeConfig, flow_role};
+use dataplane_common::abi::{
+    BePort, Counter, Device, Flow, FlowKey, NodeConfig, flow_flag, flow_role, protocol,
+};
 use dataplane_common::maglev::{entry, flow_hash, mix};
 use dataplane_common::packet::head_flag;
 
@@ -11,6 +13,47 @@ use crate::maps::NAT;
 
 /// How many ports are tried for a new flow.
 const TRIES: u32 = 32;
+const SECOND: u64 = 1_000_000_000;
+/// The port of a connection that both ends have closed is taken again after this much silence, if no other is free. The
+/// backend's kernel takes a SYN on a tuple in TIME_WAIT (RFC 6191).
+const TCP_REST: u64 = SECOND;
+/// The same for what has no end that could be seen: as long as netfilter keeps a UDP flow that is not a stream.
+const UDP_REST: u64 = 30 * SECOND;
+
+/// True if a flow is over, from its two entries; a missing one says nothing.
+#[inline(always)]
+fn over(number: u8, back: &Flow, forward: Option<*const Flow>, now: u64) -> bool {
+    let (mut flags, mut seen) = (flow_flag::FIN, 0);
+    if let Some(forward) = forward {
+        // SAFETY: from a successful lookup; aligned words.
+        unsafe {
+            flags = (&raw const (*forward).flags).read_volatile();
+            seen = (&raw const (*forward).seen).read_volatile();
+        }
+    }
+    let silent = now.saturating_sub(if seen > back.seen { seen } else { back.seen });
+    match number {
+        protocol::TCP => {
+            let ended =
+                (flags | back.flags) & flow_flag::RST != 0 || flags & back.flags & flow_flag::FIN != 0;
+            ended && silent > TCP_REST
+        }
+        protocol::SCTP => false,
+        _ => silent > UDP_REST,
+    }
+}
+
+/// The key of the forward entry that belongs to the reverse entry `back` under `other`.
+#[inline(always)]
+fn set_forward_key(key: &mut FlowKey, other: &FlowKey, back: &Flow) {
+    key.src = back.addr;
+    key.src_port = back.port;
+    key.dst = other.src;
+    key.dst_port = other.src_port;
+    key.protocol = other.protocol;
+    key.role = flow_role::NAT_FORWARD;
+    key.pad = 0;
+}
 
 /// Finds or makes the address and port that the packet leaves with, in `scratch.target`.
 ///
@@ -86,6 +129,7 @@ fn make(scratch: &mut Scratch, config: *const NodeConfig, device: &Device, now: 
     other.pad = 0;
     let mut tries = 0;
     let mut made = false;
+    let mut spare = BePort::from_be(0);
     while tries < TRIES {
         other.dst_port = BePort::from_host(((first + offset) & 0xffff) as u16);
         if NAT.insert(&*other, &*back, u64::from(BPF_NOEXIST)).is_ok() {
@@ -100,12 +144,34 @@ fn make(scratch: &mut Scratch, config: *const NodeConfig, device: &Device, now: 
                 made = true;
                 break;
             }
+            if spare.to_be() == 0 {
+                let third = &mut scratch.third;
+                set_forward_key(third, other, known);
+                let forward = NAT.get_ptr(&*third);
+                if over(other.protocol, known, forward, now) {
+                    spare = other.dst_port;
+                }
+            }
         }
         offset += 1;
         if offset >= size {
             offset = 0;
         }
         tries += 1;
+    }
+    if !made && spare.to_be() != 0 {
+        // Of all that want the port, one gets it: the one that removes it.
+        other.dst_port = spare;
+        if let Some(known) = NAT.get_ptr(&*other) {
+            let third = &mut scratch.third;
+            // SAFETY: from a successful lookup; what it says of a recycled entry is another flow's key, which is then lost
+            // and made anew with the same port.
+            set_forward_key(third, other, unsafe { &*known });
+            if NAT.remove(&*other).is_ok() {
+                let _ = NAT.remove(&*third);
+                made = NAT.insert(&*other, &*back, u64::from(BPF_NOEXIST)).is_ok();
+            }
+        }
     }
     if !made {
         return Err(Counter::NatExhausted);

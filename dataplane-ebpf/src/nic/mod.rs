@@ -41,6 +41,7 @@ pub struct Scratch {
     head: Head,
     key: FlowKey,
     other: FlowKey,
+    third: FlowKey,
     flow: Flow,
     back: Flow,
     target: Target,

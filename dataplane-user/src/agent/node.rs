@@ -19,8 +19,9 @@ use crate::takeover::Programmed;
 /// How long the addresses of the Node object are waited for, kube-proxy's.
 const NODE_ADDRESS_WAIT: Duration = Duration::from_secs(30);
 /// First and last port (host order) that translation gives out. Linux gives its own sockets 32768 to 60999 unless it is
-/// told otherwise, and node ports are below that.
-pub const NAT_PORTS: (u16, u16) = (61_000, 65_535);
+/// told otherwise (these are reserved then, too), and node ports are between. That a server of the host listens in the
+/// range does no harm: only packets from a backend's address and port are taken for answers.
+pub const NAT_PORTS: (u16, u16) = (15_000, 29_999);
 
 /// The cluster's ranges; `None` while they are not known.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -177,7 +178,7 @@ mod tests {
         let config = configuration(&proxy, &Ranges::default(), &held);
         assert_eq!(config.mark, 0x2000);
         assert_eq!(config.flags, config_flag::LOCALHOST_NODE_PORTS);
-        assert_eq!((config.nat_first, config.nat_last), (61_000, 65_535));
+        assert_eq!((config.nat_first, config.nat_last), NAT_PORTS);
         assert_eq!(config.service_ranges, held.service_ranges);
 
         proxy.mode = "nftables".into();

@@ -289,6 +289,57 @@ fn masquerading_runs_out_of_ports() {
 }
 
 #[test]
+fn ports_of_connections_that_have_ended_are_used_again() {
+    let mut scene = Scene::new();
+    scene
+        .plane
+        .configure(|config| (config.nat_first, config.nat_last) = (15_000, 15_001));
+    let send = |scene: &mut Scene, port, tcp_flags| {
+        let packet = Packet {
+            tcp_flags,
+            ..of(Protocol::Tcp, &at(V4.client, port), &at(V4.node, 30_002))
+        };
+        let out = scene.ingress(&packet.build());
+        let out = scene.egress(&out.bytes, out.mark);
+        (out.verdict, out.counted)
+    };
+    let full = (DROP, vec![("nat_exhausted", 1)]);
+    for port in [1, 2] {
+        assert_eq!(send(&mut scene, port, SYN).0, PASS);
+    }
+    assert_eq!(send(&mut scene, 3, SYN), full);
+    // an end of one side is none
+    assert_eq!(send(&mut scene, 1, FIN | ACK).0, PASS);
+    assert_eq!(send(&mut scene, 3, SYN), full);
+    assert_eq!(send(&mut scene, 2, RST).0, PASS);
+    let begun = std::time::Instant::now();
+    // it rests for a second
+    while send(&mut scene, 3, SYN) == full {
+        assert!(begun.elapsed().as_secs() < 10, "the port is not given out again");
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    // there was one to be had
+    assert_eq!(send(&mut scene, 4, SYN), full);
+    // the open one has kept its port, and the new one has got one of its own
+    assert_eq!(send(&mut scene, 1, ACK), (PASS, vec![("packet_masqueraded", 1)]));
+    assert_eq!(send(&mut scene, 3, ACK), (PASS, vec![("packet_masqueraded", 1)]));
+    let mut ports = Vec::new();
+    let table = scene.plane.kernel.masqueraded_flows().unwrap();
+    table
+        .visit(|key, flow| {
+            if key.role == flow_role::NAT_REVERSE {
+                ports.push((key.dst_port.to_host(), flow.port.to_host()));
+            }
+        })
+        .unwrap();
+    ports.sort_unstable();
+    assert_eq!(ports.len(), 2, "{ports:?}");
+    let mut clients: Vec<u16> = ports.iter().map(|(_, client)| *client).collect();
+    clients.sort_unstable();
+    assert_eq!(clients, [1, 3]);
+}
+
+#[test]
 fn a_device_without_an_address_masquerades_nothing() {
     let mut scene = Scene::new();
     let mut table = scene.plane.kernel.device_table().unwrap();

@@ -5,8 +5,9 @@ use std::path::Path;
 use std::process::Command;
 
 use beeline_tests::client::Mode;
-use beeline_tests::{Agent, Load, process};
+use beeline_tests::{Agent, Load, Place, process};
 
+use crate::pair::{self, NODE_PORT, NODE_PORT_UDP, Pair};
 use crate::scene::{Scene, V4, V6, address, assert_spread, wait_answered_by};
 
 const BOTH: [&str; 2] = ["web-1", "web-2"];
@@ -55,6 +56,43 @@ fn sigkill_and_restart_under_load_fails_no_request() {
         let report = load.stop().unwrap();
         assert_eq!(report.failed, 0, "{what}: {report:?}");
         assert!(report.ok > 300, "{what}: {report:?}");
+    }
+}
+
+#[test]
+fn nobody_outside_notices_fifty_restarts() {
+    let mut pair = Pair::new();
+    let outside = pair.outside.place();
+    let [tcp, _] = pair.node_ports(0, NODE_PORT);
+    let [_, udp] = pair.node_ports(0, NODE_PORT_UDP);
+    let cluster_ip = address(&format!("{}:80", pair::V4));
+    let pod = pair.clients[0].place();
+    let start = |what, place: &Place, target, mode, rate, clients| {
+        (what, Load::start(place, target, mode, rate, clients).unwrap())
+    };
+    let loads = [
+        start("new by node port", outside, tcp, Mode::Http, 1000, 8),
+        start("new by cluster address", pod, cluster_ip, Mode::Http, 1000, 8),
+        start("held by node port", outside, tcp, Mode::Hold, 400, 100),
+        start("held by cluster address", pod, cluster_ip, Mode::Hold, 400, 100),
+        start("datagrams by node port", outside, udp, Mode::UdpHold, 200, 25),
+        start(
+            "datagrams by cluster address",
+            pod,
+            address(&format!("{}:53", pair::V4)),
+            Mode::UdpHold,
+            200,
+            25,
+        ),
+    ];
+    for _ in 0..50 {
+        pair.agents[0].process.kill().unwrap();
+        pair.agents[0] = Agent::start_synced(&pair.nodes[0], &pair.options).unwrap();
+    }
+    for (what, load) in loads {
+        let report = load.stop().unwrap();
+        assert_eq!(report.failed, 0, "{what}: {report:?}");
+        assert!(report.ok > 1000, "{what}: {report:?}");
     }
 }
 
