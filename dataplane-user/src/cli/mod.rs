@@ -319,6 +319,7 @@ fn clean_up(args: &CleanupArgs) -> anyhow::Result<()> {
     } else {
         let mut removed = kernel::cleanup(&root)?;
         removed.extend(takeover::cleanup().context("remove what --take-over left")?);
+        removed.extend(takeover::forward::cleanup().context("remove rules for pods")?);
         removed
     };
     removed.extend(agent::remove_state(&args.state_dir)?);

@@ -1,22 +1,26 @@
 //! The pod network as a part of the agent.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use dataplane_common::abi::masquerade::{EXEMPT, SOURCE};
 use ipnet::IpNet;
 use tokio::sync::{mpsc, watch};
-use tracing::warn;
+use tracing::{info, warn};
 
 use super::engine::{Engine, View};
 use super::flags::NetworkConfig;
 use super::nodes;
 use crate::cni;
 use crate::kernel::MasqueradeTable;
+use crate::takeover::forward;
 
 /// Nodes that the watch may be ahead of the engine.
 const QUEUE: usize = 256;
+/// How often firewalls are looked at.
+const FORWARDING: Duration = Duration::from_secs(10);
 
 /// The pod network; the CNI plugin is served as long as it lives.
 #[derive(Debug)]
@@ -74,6 +78,7 @@ pub fn start(
             }
         })?;
     let view = view.recv().context("open netlink for the pod network")?;
+    tokio::spawn(keep_forwarding(world.networks.clone(), view.clone()));
     tokio::spawn(follow(masquerade, world, view.clone()));
     tokio::spawn(nodes::publish(
         client.clone(),
@@ -128,6 +133,42 @@ impl World {
             table.insert(subnet.trunc(), SOURCE | EXEMPT);
         }
         table
+    }
+}
+
+/// Looks again and again whether a firewall drops what pods send each other.
+async fn keep_forwarding(networks: Vec<IpNet>, mut view: watch::Receiver<View>) {
+    let mut told = BTreeSet::new();
+    loop {
+        let networks = networks.clone();
+        match tokio::task::spawn_blocking(move || forward::ensure(&networks)).await {
+            Ok(Ok(report)) => {
+                for chain in &report.opened {
+                    info!(
+                        chain,
+                        "its policy drops what is forwarded: packets of pods are let through by rules in it"
+                    );
+                }
+                for chain in report.others {
+                    if told.insert(chain.clone()) {
+                        warn!(
+                            chain,
+                            "its policy drops what is forwarded: packets of pods may be lost there"
+                        );
+                    }
+                }
+            }
+            Ok(Err(error)) => {
+                if told.insert(error.to_string()) {
+                    warn!(%error, "whether a firewall drops packets of pods cannot be seen");
+                }
+            }
+            Err(error) => warn!(%error, "the look at firewalls ended"),
+        }
+        let ended = async { while view.changed().await.is_ok() {} };
+        if tokio::time::timeout(FORWARDING, ended).await.is_ok() {
+            return;
+        }
     }
 }
 

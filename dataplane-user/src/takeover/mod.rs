@@ -16,6 +16,7 @@
 //! `route_localnet`; so does `KUBE-FIREWALL`, which is kubelet's as well and guards the latter.
 
 mod conntrack;
+pub mod forward;
 mod handback;
 mod legacy;
 mod names;
