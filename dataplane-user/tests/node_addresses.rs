@@ -60,9 +60,15 @@ fn addresses_that_come_and_go_are_followed() {
             assert!(first.node_ips.is_empty());
         }
         add("fd00:99::1", 64).await;
-        until(&mut addresses, |now| now.all == set(&["10.99.0.1", "fd00:99::1"])).await;
+        add("10.99.0.2", 24).await;
+        let all = set(&["10.99.0.1", "10.99.0.2", "fd00:99::1"]);
+        until(&mut addresses, |now| now.all == all).await;
+        // of the family that the Node has no address of, all serve NodePorts
         node.send_replace(Some(vec!["10.99.0.1".parse().unwrap()]));
-        until(&mut addresses, |now| now.node_port == set(&["10.99.0.1"])).await;
+        until(&mut addresses, |now| {
+            now.node_port == set(&["10.99.0.1", "fd00:99::1"])
+        })
+        .await;
 
         let mut all = netlink.address().get().execute();
         while let Some(message) = all.try_next().await.unwrap() {
@@ -70,7 +76,8 @@ fn addresses_that_come_and_go_are_followed() {
                 netlink.address().del(message).execute().await.unwrap();
             }
         }
-        until(&mut addresses, |now| now.all == set(&["10.99.0.1"])).await;
+        until(&mut addresses, |now| now.all == set(&["10.99.0.1", "10.99.0.2"])).await;
+        assert_eq!(addresses.borrow().node_port, set(&["10.99.0.1"]));
     });
 }
 
