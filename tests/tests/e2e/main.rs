@@ -21,6 +21,7 @@ mod pair;
 mod pod_network;
 mod restart;
 mod scene;
+mod stale;
 mod takeover;
 mod traffic;
 mod upgrade;
