@@ -129,6 +129,38 @@ fn round_robin_takes_turns() {
 }
 
 #[test]
+fn datagrams_follow_the_algorithm_and_affinity_once_per_socket() {
+    let place = Place::new();
+    let mut plane = Plane::new(&place);
+    for id in 1..=3 {
+        let addr = std::net::SocketAddr::from(([127, 0, 0, 1], 7000 + u16::try_from(id).unwrap()));
+        plane.backend(id, addr, Protocol::Udp);
+    }
+    let sticky = Service {
+        affinity_seconds: 3600,
+        ..Service::default()
+    };
+    plane.serve(1, &[1, 2, 3], by(algorithm::ROUND_ROBIN));
+    plane.serve(2, &[1, 2, 3], sticky);
+    plane.cluster_ip("10.96.0.1", 80, Protocol::Udp, 1);
+    plane.cluster_ip("10.96.0.2", 80, Protocol::Udp, 2);
+    let mut client = Client::new(&place.config.cgroup_root);
+    let datagrams = |plane: &Plane| {
+        let stats = plane.kernel.stats().unwrap();
+        [1, 2, 3].map(|id| stats.get(id).unwrap().datagrams)
+    };
+    // six sockets take turns; each stays with its backend
+    client.ask("S.update({i: udp() for i in range(6)})");
+    client.ask("[S[i].sendto(b'x', ('10.96.0.1', 80)) for i in range(6) for _ in range(10)]");
+    assert_eq!(datagrams(&plane), [20; 3]);
+    // all sockets of a client have one backend
+    client.ask("[udp().sendto(b'x', ('10.96.0.2', 80)) for _ in range(30)]");
+    let mut more = datagrams(&plane).map(|count| count - 20);
+    more.sort_unstable();
+    assert_eq!(more, [0, 0, 30]);
+}
+
+#[test]
 fn least_conn_picks_the_emptier_also_when_clients_die() {
     let place = Place::new();
     let (plane, _servers) = plane(&place, 2, by(algorithm::LEAST_CONN));

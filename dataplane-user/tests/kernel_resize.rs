@@ -21,7 +21,8 @@ const SMALL: Sizes = Sizes {
     sock_origins: 64,
     conntrack: 1024,
     nat: 1024,
-    sock_connections: 64,
+    // room for what connections leave behind that end while programs are swapped
+    sock_connections: 4000,
 };
 const LARGE: Sizes = Sizes {
     services: 1000,
