@@ -163,7 +163,7 @@ fn turn(service: u32) -> u64 {
 
 /// A row of `SERVICES`.
 #[inline(always)]
-pub fn service_row(service: u32) -> Option<*const Service> {
+pub(crate) fn service_row(service: u32) -> Option<*const Service> {
     SERVICES.get_ptr(service)
 }
 
@@ -174,7 +174,7 @@ pub fn service_row(service: u32) -> Option<*const Service> {
 ///
 /// The reason why the connection has to be refused.
 #[inline(always)]
-pub fn for_connection(
+pub(crate) fn for_connection(
     row: *const Service,
     service: u32,
     internal: bool,
@@ -213,6 +213,10 @@ fn by_algorithm(
 
 /// The client's backend of last time, if that is not too long ago and it is still in the set (spec kube-proxy 2.6).
 #[inline(always)]
+#[expect(
+    clippy::needless_borrows_for_generic_args,
+    reason = "by value they would be copied on the 512-byte stack"
+)]
 fn sticky(
     row: *const Service,
     service: u32,
@@ -288,15 +292,17 @@ fn pick(
         return Err(nothing(row, internal));
     }
     let place = match lot.algorithm {
-        algorithm::ROUND_ROBIN => lot.number.checked_rem(u64::from(set.count())).unwrap_or(0) as u32,
+        algorithm::ROUND_ROBIN => {
+            (lot.number.checked_rem(u64::from(set.count())).unwrap_or(0) & 0xffff_ffff) as u32
+        }
         algorithm::LEAST_CONN => return Ok(less_busy(set, service, lot.number)),
         algorithm::MAGLEV | algorithm::SOURCE_HASH if maglev.count() != 0 => {
             let index = maglev
                 .base()
-                .wrapping_add(entry(lot.number as u32, maglev.count()));
+                .wrapping_add(entry((lot.number & 0xffff_ffff) as u32, maglev.count()));
             return Ok(own_slot(index, service).map(|slot| Found { slot, place: 0 }));
         }
-        _ => entry(lot.number as u32, set.count()),
+        _ => entry((lot.number & 0xffff_ffff) as u32, set.count()),
     };
     let slot = own_slot(set.base().wrapping_add(place), service);
     Ok(slot.map(|slot| Found { slot, place }))
@@ -315,7 +321,7 @@ fn own_slot(index: u32, service: u32) -> Result<Slot, Foreign> {
 /// Choices in Randomized Load Balancing", 2001).
 #[inline(always)]
 fn less_busy(set: SetWord, service: u32, number: u64) -> Result<Found, Foreign> {
-    let first = entry(number as u32, set.count());
+    let first = entry((number & 0xffff_ffff) as u32, set.count());
     let slot = own_slot(set.base().wrapping_add(first), service)?;
     if set.count() < 2 {
         return Ok(Found { slot, place: first });

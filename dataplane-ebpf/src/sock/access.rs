@@ -28,7 +28,7 @@ pub fn opted_out(ctx: &SockAddrContext) -> bool {
 
 /// What the source ranges say of a client.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Entry {
+pub(crate) enum Entry {
     /// It may enter.
     Open,
     /// It may not.
@@ -40,7 +40,7 @@ pub enum Entry {
 /// Whether the service's source ranges let the socket in (spec kube-proxy 2.4). A socket has no source address yet when it
 /// connects: the address of its network namespace, of the family that it calls, speaks for it.
 #[inline(always)]
-pub fn entry(ctx: &SockAddrContext, row: *const Service, called: &Addr) -> Entry {
+pub(crate) fn entry(ctx: &SockAddrContext, row: *const Service, called: &Addr) -> Entry {
     // SAFETY: `row` comes from a successful lookup; an aligned word.
     let ranges = unsafe { (&raw const (*row).source_ranges).read_volatile() };
     if ranges == 0 {

@@ -93,7 +93,7 @@ fn state(ctx: &SockAddrContext, udp: bool) -> *mut SockState {
         // SAFETY: without a value the call only looks the storage up.
         unsafe { SOCK_STATE.get_ptr_mut(ctx) }
     } else {
-        SOCK_CONN.get_ptr_mut(&cookie(ctx)).unwrap_or(ptr::null_mut())
+        SOCK_CONN.get_ptr_mut(&cookie(ctx)).unwrap_or_default()
     }
 }
 

@@ -1,31 +1,80 @@
 //! Arrays of the kernel in our own memory: a change is a store, not a system call.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::marker::PhantomData;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::path::Path;
 use std::ptr::NonNull;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering, fence};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use aya::Pod;
 use dataplane_common::abi::{BackendHealth, BackendStats, ServiceStats, map_name};
 
 use super::{KernelError, open_map};
 
-/// A memory-mapped array (`BPF_F_MMAPABLE`, 5.5) of rows of whole 8-byte words.
+/// The memory of a map. A map is mapped once, however many use it: each mapping counts as memory of the process.
 #[derive(Debug)]
-pub(super) struct MappedArray<T> {
+struct Mapping {
     words: NonNull<u64>,
     bytes: usize,
-    len: u32,
-    row: PhantomData<T>,
 }
 
 // SAFETY: the mapping is plain shared memory, only accessed through atomics; nothing is bound to a thread.
-unsafe impl<T> Send for MappedArray<T> {}
+unsafe impl Send for Mapping {}
 // SAFETY: as above.
-unsafe impl<T> Sync for MappedArray<T> {}
+unsafe impl Sync for Mapping {}
+
+/// What is mapped, by map id. A mapping holds its map, so the id is no other map's while it lives.
+static MAPPINGS: Mutex<BTreeMap<u32, Weak<Mapping>>> = Mutex::new(BTreeMap::new());
+
+impl Mapping {
+    /// The mapping of this map; `bytes` is the size of its rows in all.
+    fn of(id: u32, map: BorrowedFd<'_>, bytes: usize) -> io::Result<Arc<Self>> {
+        let mut mappings = MAPPINGS.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = mappings.get(&id).and_then(Weak::upgrade)
+            && known.bytes == bytes
+        {
+            return Ok(known);
+        }
+        let protection = libc::PROT_READ | libc::PROT_WRITE;
+        // SAFETY: a new shared mapping at an address of the kernel's choice; it holds the map alive by itself.
+        let address = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                bytes,
+                protection,
+                libc::MAP_SHARED,
+                map.as_raw_fd(),
+                0,
+            )
+        };
+        if address == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        let words = NonNull::new(address.cast()).ok_or_else(|| io::Error::other("mapped at address 0"))?;
+        let mapping = Arc::new(Self { words, bytes });
+        mappings.retain(|_, mapping| mapping.strong_count() > 0);
+        mappings.insert(id, Arc::downgrade(&mapping));
+        Ok(mapping)
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: our own mapping, and no reference into it outlives self.
+        unsafe { libc::munmap(self.words.as_ptr().cast(), self.bytes) };
+    }
+}
+
+/// A memory-mapped array (`BPF_F_MMAPABLE`, 5.5) of rows of whole 8-byte words.
+#[derive(Debug)]
+pub(super) struct MappedArray<T> {
+    mapping: Arc<Mapping>,
+    len: u32,
+    row: PhantomData<fn() -> T>,
+}
 
 impl<T: Pod> MappedArray<T> {
     const WORDS: usize = {
@@ -43,33 +92,16 @@ impl<T: Pod> MappedArray<T> {
             map: name.into(),
             source,
         };
-        let len = map.info().map_err(fail)?.max_entries();
+        let info = map.info().map_err(fail)?;
+        let len = info.max_entries();
         let bytes = size_of::<T>() * len as usize;
-        let io = |source| KernelError::Io {
+        let mapping = Mapping::of(info.id(), map.fd().as_fd(), bytes).map_err(|source| KernelError::Io {
             operation: "map the memory of",
             path: pin_dir.join(name),
             source,
-        };
-        let protection = libc::PROT_READ | libc::PROT_WRITE;
-        // SAFETY: a new shared mapping at an address of the kernel's choice; it holds the map alive by itself.
-        let address = unsafe {
-            libc::mmap(
-                std::ptr::null_mut(),
-                bytes,
-                protection,
-                libc::MAP_SHARED,
-                map.fd().as_fd().as_raw_fd(),
-                0,
-            )
-        };
-        if address == libc::MAP_FAILED {
-            return Err(io(io::Error::last_os_error()));
-        }
-        let words =
-            NonNull::new(address.cast()).ok_or_else(|| io(io::Error::other("mapped at address 0")))?;
+        })?;
         Ok(Self {
-            words,
-            bytes,
+            mapping,
             len,
             row: PhantomData,
         })
@@ -87,7 +119,14 @@ impl<T: Pod> MappedArray<T> {
         }
         // SAFETY: inside the mapping (checked), aligned to 8 bytes, alive as long as self; the programs in the kernel
         // access it by whole aligned words too.
-        Some(unsafe { AtomicU64::from_ptr(self.words.as_ptr().add(index as usize * Self::WORDS + word)) })
+        Some(unsafe {
+            AtomicU64::from_ptr(
+                self.mapping
+                    .words
+                    .as_ptr()
+                    .add(index as usize * Self::WORDS + word),
+            )
+        })
     }
 
     /// Byte `byte` of row `index`; `None` beyond the end.
@@ -98,7 +137,8 @@ impl<T: Pod> MappedArray<T> {
         // SAFETY: inside the mapping (checked), alive as long as self.
         Some(unsafe {
             AtomicU8::from_ptr(
-                self.words
+                self.mapping
+                    .words
                     .as_ptr()
                     .cast::<u8>()
                     .add(index as usize * size_of::<T>() + byte),
@@ -131,13 +171,6 @@ impl<T: Pod> MappedArray<T> {
         // what is published later is seen after this row
         fence(Ordering::Release);
         true
-    }
-}
-
-impl<T> Drop for MappedArray<T> {
-    fn drop(&mut self) {
-        // SAFETY: our own mapping, and no reference into it outlives self.
-        unsafe { libc::munmap(self.words.as_ptr().cast(), self.bytes) };
     }
 }
 
