@@ -14,6 +14,7 @@ pub mod flow;
 pub mod healthcheck;
 pub mod ipam;
 pub mod kernel;
+pub mod memory;
 pub mod nodeaddr;
 pub mod overlay;
 pub mod persist;

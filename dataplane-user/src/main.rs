@@ -3,5 +3,6 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    dataplane_user::memory::prepare();
     dataplane_user::cli::main()
 }

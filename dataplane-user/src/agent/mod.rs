@@ -40,6 +40,7 @@ use crate::failure;
 use crate::flow::{self, gc};
 use crate::healthcheck;
 use crate::kernel::{self, Kernel};
+use crate::memory;
 use crate::nodeaddr;
 use crate::overlay;
 use crate::proxyconfig;
@@ -471,21 +472,12 @@ async fn drive<M: Maps>(
                     }
                     state.sync();
                     if listed {
-                        give_memory_back();
+                        memory::give_back();
                     }
                 }
             }
             () = tokio::time::sleep(ready.unwrap_or_default()), if ready.is_some() => state.sync(),
         }
-    }
-}
-
-/// A list passes through many times the memory that is kept of it; the allocator would hold on to that.
-fn give_memory_back() {
-    #[cfg(target_env = "gnu")]
-    // SAFETY: the call only releases pages that the allocator does not use; it has no preconditions.
-    unsafe {
-        libc::malloc_trim(0);
     }
 }
 
