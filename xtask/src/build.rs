@@ -27,7 +27,7 @@ impl Profile {
     }
 }
 
-/// Builds `beeline` and the programs of `beeline-tests`; returns the directory that they are in.
+/// Builds `beeline`, the CNI plugin and the programs of `beeline-tests`; returns the directory that they are in.
 pub(crate) fn programs(profile: Profile) -> Result<PathBuf> {
     let mut cargo = run::cargo();
     cargo.args([
@@ -35,6 +35,8 @@ pub(crate) fn programs(profile: Profile) -> Result<PathBuf> {
         "--bins",
         "--package",
         "dataplane-user",
+        "--package",
+        "beeline-cni",
         "--package",
         "beeline-tests",
     ]);

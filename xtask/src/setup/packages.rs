@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail};
 use crate::run;
 
 /// (program, Debian package). kubectl is apart: Debian's own is too old in some releases.
-const PROGRAMS: [(&str, &str); 6] = [
+const PROGRAMS: [(&str, &str); 12] = [
     ("ip", "iproute2"),
     ("curl", "curl"),
     ("bpftool", "bpftool"),
@@ -15,6 +15,13 @@ const PROGRAMS: [(&str, &str); 6] = [
     ("iptables-nft-restore", "iptables"),
     ("iptables-legacy-restore", "iptables"),
     ("nft", "nftables"),
+    // a real runtime calls the CNI plugin for a real container
+    ("containerd", "containerd"),
+    ("runc", "runc"),
+    ("busybox", "busybox-static"),
+    ("ping", "iputils-ping"),
+    ("python3", "python3"),
+    ("sysctl", "procps"),
 ];
 /// Older kubectl cannot read this API's OpenAPI v3 document, which `kubectl apply` checks.
 const OLDEST_KUBECTL: (u32, u32) = (1, 27);
