@@ -18,6 +18,9 @@ use crate::failure::detector::Verdict;
 use crate::failure::probe::probe;
 use crate::kernel::{FlowTable, Translations};
 
+/// How long what is due waits for more: a look goes through every process of the node, so many changes share one.
+const GATHER: Duration = Duration::from_millis(200);
+
 /// What comes within this time is looked after together: a roll-out changes many slices.
 const TOGETHER: Duration = Duration::from_millis(50);
 /// A socket may have chosen its backend just before the set changed, and be connected only now: all is done again after this
@@ -74,7 +77,7 @@ pub async fn keep(
     let mut work: Vec<(Instant, Task)> = Vec::new();
     let mut probes: JoinSet<(Stale, Verdict)> = JoinSet::new();
     loop {
-        let next = work.iter().map(|(at, _)| *at).min();
+        let next = work.iter().map(|(at, _)| *at + GATHER).min();
         tokio::select! {
             Some(list) = gone.recv() => {
                 for gone in list {
