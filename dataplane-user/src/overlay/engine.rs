@@ -58,6 +58,24 @@ pub struct Settings {
     pub own_range: bool,
 }
 
+impl Settings {
+    /// Everything but the network as it is without flags; no file is written, and no range is this node's alone.
+    #[must_use]
+    pub fn new(conf: NetConf, node_name: impl Into<String>) -> Self {
+        Self {
+            conf,
+            prefix: Prefix::default(),
+            node_name: node_name.into(),
+            iface: None,
+            public_v4: None,
+            public_v6: None,
+            subnet_file: None,
+            masquerade: true,
+            own_range: false,
+        }
+    }
+}
+
 /// What is told of nodes.
 #[derive(Clone, Debug)]
 pub enum NodeUpdate {

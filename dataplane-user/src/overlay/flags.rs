@@ -82,15 +82,14 @@ impl NetworkArgs {
         let text = std::fs::read_to_string(path).map_err(|error| wrong(&error))?;
         let conf = NetConf::parse(&text).map_err(|error| wrong(&error))?;
         let settings = Settings {
-            conf,
             prefix: self.kube_annotation_prefix.clone(),
-            node_name: node_name.to_owned(),
             iface: self.iface.clone(),
             public_v4: self.public_ip,
             public_v6: self.public_ipv6,
             subnet_file: Some(self.subnet_file.clone()).filter(|path| !path.as_os_str().is_empty()),
             masquerade: self.ip_masq,
             own_range: true,
+            ..Settings::new(conf, node_name)
         };
         let cni = cni::Config {
             state_dir: self.cni_state_dir.clone(),

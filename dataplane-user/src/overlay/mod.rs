@@ -13,6 +13,7 @@ pub mod netlink;
 pub mod nodes;
 pub mod plan;
 pub mod run;
+mod show;
 pub mod snapshot;
 pub(crate) mod sysctl;
 pub mod uplink;

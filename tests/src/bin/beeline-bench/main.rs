@@ -6,6 +6,7 @@ mod figures;
 mod maps;
 mod memory;
 mod mock_api;
+mod nodes;
 mod packet;
 mod population;
 mod program;
@@ -45,6 +46,8 @@ enum What {
     Packet,
     /// CPU time of the agent while endpoints change
     Churn,
+    /// From the Nodes of a large cluster to routes
+    Nodes,
     /// What clients notice while the agent is killed and started again
     Restart(restart::Options),
     /// All of them
@@ -102,6 +105,7 @@ fn run(args: &Args) -> Result<bool> {
         What::Memory => memory::run(&mut figures)?,
         What::Packet => packet::run(&mut figures)?,
         What::Churn => churn::run(&mut figures)?,
+        What::Nodes => nodes::run(&mut figures)?,
         What::Restart(options) => restart::run(options, &mut figures)?,
         What::All => {
             connect::run(&connect::Options::default(), &mut figures)?;
@@ -109,6 +113,7 @@ fn run(args: &Args) -> Result<bool> {
             memory::run(&mut figures)?;
             packet::run(&mut figures)?;
             churn::run(&mut figures)?;
+            nodes::run(&mut figures)?;
             restart::run(&restart::Options::default(), &mut figures)?;
         }
     }

@@ -47,7 +47,7 @@ pub(crate) fn run(figures: &mut Figures) -> Result<()> {
 }
 
 /// VmRSS and RssAnon in MiB.
-fn resident(pid: u32) -> Result<[f64; 2]> {
+pub(crate) fn resident(pid: u32) -> Result<[f64; 2]> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).context("the agent is gone")?;
     let field = |name: &str| -> Result<f64> {
         let line = status
