@@ -9,7 +9,7 @@ use super::read::{self, Selector};
 use super::request::{self, View};
 use super::response::{self, Body};
 use super::route::Target;
-use super::{Api, Parts, codec, errors, write};
+use super::{Api, Parts, codec, write};
 use crate::error::{ApiError, Cause};
 use crate::resource::ResourceInfo;
 use crate::store::{Expect, Range, StoreError, Write};
@@ -208,10 +208,7 @@ impl Api {
             prefix: target.prefix(),
             ..Range::default()
         };
-        let page = self
-            .collect(r, &selector, range)
-            .await
-            .map_err(|error| errors::from_store(&error))?;
+        let page = self.collect(r, &selector, range).await?;
         let mut items = Vec::with_capacity(page.items.len());
         for item in page.items {
             let mut object = codec::decode(r, item.revision, &item.value)?;
@@ -356,7 +353,7 @@ impl Api {
                     return Ok(Removed::Gone(object));
                 }
                 Err(StoreError::Conflict { .. }) => {}
-                Err(error) => return Err(errors::from_store(&error)),
+                Err(error) => return Err(error.into()),
             }
         }
         Err(ApiError::conflict(r, name))

@@ -5,17 +5,19 @@ use serde_json::json;
 use crate::error::ApiError;
 use crate::store::StoreError;
 
-/// An error that has nothing to do with one object.
-pub(super) fn from_store(error: &StoreError) -> ApiError {
-    match error {
-        StoreError::Compacted { requested, compacted } => {
-            ApiError::expired(format!("too old resource version: {requested} ({compacted})"))
-        }
-        StoreError::Future { requested, current } => too_large(*requested, *current),
-        StoreError::Closed => ApiError::unavailable("the server is shutting down"),
-        other => {
-            tracing::error!(error = %other, "the store failed");
-            ApiError::internal(&other.to_string())
+impl From<StoreError> for ApiError {
+    /// An error that has nothing to do with one object.
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::Compacted { requested, compacted } => {
+                Self::expired(format!("too old resource version: {requested} ({compacted})"))
+            }
+            StoreError::Future { requested, current } => too_large(requested, current),
+            StoreError::Closed => Self::unavailable("the server is shutting down"),
+            other => {
+                tracing::error!(error = %other, "the store failed");
+                Self::internal(&other.to_string())
+            }
         }
     }
 }

@@ -5,28 +5,18 @@ use serde_json::Value;
 
 use super::delete::Options;
 use super::route::Target;
-use super::{Api, codec, errors, write};
+use super::{Api, codec, write};
 use crate::error::ApiError;
-use crate::store::Range;
 
 const KEEP: SignedDuration = SignedDuration::from_hours(1);
 
 impl Api {
     /// Deletes the events that have not happened again for an hour.
     pub(super) async fn expire_events(&self) -> Result<(), ApiError> {
-        let r = write::collection("", "events", "")?.resource;
-        let prefix = super::route::prefix(r, "");
-        let range = Range {
-            prefix: prefix.clone(),
-            ..Range::default()
-        };
-        let page = self
-            .store
-            .list(range)
-            .await
-            .map_err(|error| errors::from_store(&error))?;
+        let events = write::collection("", "events", "")?;
+        let (r, prefix) = (events.resource, events.prefix());
         let oldest = Timestamp::now() - KEEP;
-        for item in page.items {
+        for item in self.items(&events).await? {
             let event = codec::decode(r, item.revision, &item.value)?;
             let Some((namespace, name)) = item.key.strip_prefix(&prefix).and_then(|key| key.split_once('/'))
             else {

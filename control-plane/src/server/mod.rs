@@ -1,6 +1,8 @@
 //! The API server: requests in, objects and Status errors out.
 
+mod apply;
 mod auth;
+mod binding;
 mod bootstrap;
 mod codec;
 mod connection;

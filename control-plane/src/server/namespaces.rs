@@ -7,10 +7,10 @@ use serde_json::Value;
 
 use super::delete::{Options, Removed};
 use super::route::Target;
-use super::{Api, NamespaceRemover, codec, errors, write};
+use super::{Api, NamespaceRemover, codec, write};
 use crate::error::ApiError;
 use crate::resource::RESOURCES;
-use crate::store::{Expect, Range, StoreError, Write};
+use crate::store::{Expect, StoreError, Write};
 
 /// Pause before a namespace whose removal failed is tried again.
 const RETRY: Duration = Duration::from_secs(1);
@@ -45,16 +45,7 @@ impl NamespaceRemover {
 impl Api {
     async fn recheck_all_namespaces(&self) -> Result<(), ApiError> {
         let namespaces = write::collection("", "namespaces", "")?;
-        let range = Range {
-            prefix: namespaces.prefix(),
-            ..Range::default()
-        };
-        let page = self
-            .store
-            .list(range)
-            .await
-            .map_err(|error| errors::from_store(&error))?;
-        for item in page.items {
+        for item in self.items(&namespaces).await? {
             if let Some(name) = item.key.strip_prefix(&namespaces.prefix()) {
                 self.recheck_namespace(name);
             }
@@ -97,24 +88,15 @@ impl Api {
             match self.store.write(write).await {
                 Ok(_) => return Ok(()),
                 Err(StoreError::Conflict { .. }) => {}
-                Err(error) => return Err(errors::from_store(&error)),
+                Err(error) => return Err(error.into()),
             }
         }
     }
 
     /// Deletes all objects of one kind; returns how many have to wait for a finalizer.
     async fn empty_collection(&self, target: &Target) -> Result<usize, ApiError> {
-        let range = Range {
-            prefix: target.prefix(),
-            ..Range::default()
-        };
-        let page = self
-            .store
-            .list(range)
-            .await
-            .map_err(|error| errors::from_store(&error))?;
         let mut left = 0;
-        for item in page.items {
+        for item in self.items(target).await? {
             let name = item.key.strip_prefix(&target.prefix()).unwrap_or_default();
             match self.remove(target, name, &Options::background()).await {
                 Ok(Removed::Gone(_)) => {}

@@ -4,10 +4,9 @@
 use serde_json::Value;
 
 use super::auth::{Ask, User};
-use super::{Api, codec, errors, write};
+use super::{Api, codec, write};
 use crate::error::ApiError;
 use crate::resource::ResourceInfo;
-use crate::store::Range;
 
 const MIRROR: &str = "kubernetes.io/config.mirror";
 const LEASES: &str = "kube-node-lease";
@@ -81,16 +80,7 @@ impl Api {
         name: &str,
     ) -> Result<bool, ApiError> {
         let pods = write::collection("", "pods", namespace)?;
-        let range = Range {
-            prefix: pods.prefix(),
-            ..Range::default()
-        };
-        let page = self
-            .store
-            .list(range)
-            .await
-            .map_err(|error| errors::from_store(&error))?;
-        for item in page.items {
+        for item in self.items(&pods).await? {
             let pod = codec::decode(pods.resource, item.revision, &item.value)?;
             if pod["spec"]["nodeName"] == node && refers(&pod["spec"], resource, name) {
                 return Ok(true);

@@ -3,10 +3,9 @@
 use serde_json::{Value, json};
 
 use super::auth::{Ask, User};
-use super::{Api, codec, errors, write};
+use super::{Api, codec, write};
 use crate::error::ApiError;
 use crate::resource::ResourceInfo;
-use crate::store::Range;
 
 const GROUP: &str = "rbac.authorization.k8s.io";
 
@@ -69,16 +68,8 @@ fn is_subject(user: &User, subject: &Value, namespace: &str) -> bool {
 impl Api {
     async fn all(&self, plural: &str, namespace: &str) -> Result<Vec<Value>, ApiError> {
         let target = write::collection(GROUP, plural, namespace)?;
-        let range = Range {
-            prefix: target.prefix(),
-            ..Range::default()
-        };
-        let page = self
-            .store
-            .list(range)
-            .await
-            .map_err(|error| errors::from_store(&error))?;
-        page.items
+        self.items(&target)
+            .await?
             .iter()
             .map(|item| codec::decode(target.resource, item.revision, &item.value))
             .collect()

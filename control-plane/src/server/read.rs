@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use super::request::{Accept, Params, View};
 use super::response::{self, Body};
 use super::route::Target;
-use super::{Api, Parts, codec, errors};
+use super::{Api, Parts, codec};
 use crate::error::ApiError;
 use crate::resource::ResourceInfo;
 use crate::selector::{FieldSelector, LabelSelector};
@@ -95,14 +95,24 @@ impl Continue {
 }
 
 impl Api {
+    /// The object of that name, if it exists.
+    pub(super) async fn find(&self, target: &Target, name: &str) -> Result<Option<Stored>, ApiError> {
+        Ok(self.store.get(&target.key(name)).await?.0)
+    }
+
     /// The stored object.
     pub(super) async fn stored(&self, target: &Target, name: &str) -> Result<Stored, ApiError> {
-        let (found, _) = self
-            .store
-            .get(&target.key(name))
-            .await
-            .map_err(|error| errors::from_store(&error))?;
+        let found = self.find(target, name).await?;
         found.ok_or_else(|| ApiError::not_found(target.resource, name))
+    }
+
+    /// All objects of the collection.
+    pub(super) async fn items(&self, target: &Target) -> Result<Vec<Stored>, ApiError> {
+        let range = Range {
+            prefix: target.prefix(),
+            ..Range::default()
+        };
+        Ok(self.store.list(range).await?.items)
     }
 
     pub(super) async fn get(
@@ -142,7 +152,7 @@ impl Api {
                     }
                     range.revision = None;
                 }
-                Err(error) => return Err(errors::from_store(&error)),
+                Err(error) => return Err(error.into()),
             }
         };
         let next = match page.items.last() {
@@ -229,11 +239,7 @@ impl Api {
         if exact {
             range.revision = Some(revision);
         } else if revision > 0 {
-            let (_, current) = self
-                .store
-                .get("")
-                .await
-                .map_err(|error| errors::from_store(&error))?;
+            let (_, current) = self.store.get("").await?;
             // Only a revision from the future is a question to the store; anything older is answered with the newest.
             range.revision = (revision > current).then_some(revision);
         }

@@ -63,22 +63,13 @@ impl Api {
         };
         let from = match start {
             Start::After(revision) => revision,
-            Start::Now => {
-                self.store
-                    .get("")
-                    .await
-                    .map_err(|error| errors::from_store(&error))?
-                    .1
-            }
+            Start::Now => self.store.get("").await?.1,
             Start::Objects => {
                 let range = Range {
                     prefix: prefix.clone(),
                     ..Range::default()
                 };
-                let page = self
-                    .collect(r, &encoder.selector, range)
-                    .await
-                    .map_err(|error| errors::from_store(&error))?;
+                let page = self.collect(r, &encoder.selector, range).await?;
                 if revision > page.revision {
                     return Err(errors::too_large(revision, page.revision));
                 }
@@ -95,10 +86,10 @@ impl Api {
             Ok(watch) => watch,
             // Recorded: watch-expired-rv. The request itself succeeds.
             Err(error @ StoreError::Compacted { .. }) => {
-                let document = error_event(&errors::from_store(&error));
+                let document = error_event(&error.into());
                 return Ok(response::stream(stream::iter([document])));
             }
-            Err(error) => return Err(errors::from_store(&error)),
+            Err(error) => return Err(error.into()),
         };
         let mut ticks = tokio::time::interval_at(Instant::now() + BOOKMARK, BOOKMARK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -308,7 +299,7 @@ impl Streamer {
                         Err(error) => self.fail(&error),
                     },
                     Err(StoreError::Closed) => return None,
-                    Err(error) => self.fail(&errors::from_store(&error)),
+                    Err(error) => self.fail(&error.into()),
                 },
             }
         }

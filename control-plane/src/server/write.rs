@@ -1,4 +1,4 @@
-//! create, update, patch, binding.
+//! create, update, patch.
 
 use http::Response;
 use rand::Rng as _;
@@ -7,15 +7,15 @@ use serde_json::{Value, json};
 use super::auth::User;
 use super::response::{self, Body};
 use super::route::Target;
-use super::{Api, Parts, codec, errors, nodes, read, request};
-use crate::error::{ApiError, Cause};
+use super::{Api, Parts, codec, nodes, read, request};
+use crate::error::ApiError;
 use crate::fields::{self, Manager};
 use crate::patch;
 use crate::resource::{self, Allocator, Ctx, FieldValidation, Ownership, ResourceInfo};
-use crate::store::{Expect, StoreError, Stored, Write};
+use crate::store::{Expect, StoreError, Write};
 
 /// How often a write is tried again when others write the same object at the same time.
-const RETRIES: usize = 16;
+pub(super) const RETRIES: usize = 16;
 /// How often another name is tried for `generateName`, as kube-apiserver.
 const NAMES: usize = 8;
 /// What generated names are made of: no vowels, no characters that look alike (k8s.io/apimachinery/pkg/util/rand).
@@ -45,7 +45,7 @@ impl How {
 }
 
 /// Who makes the request: as it says, or the program's name in `User-Agent`.
-fn manager(parts: &Parts<'_>, subresource: Option<&str>) -> Result<Manager, ApiError> {
+pub(super) fn manager(parts: &Parts<'_>, subresource: Option<&str>) -> Result<Manager, ApiError> {
     const MAX: usize = 128;
     let given = parts.params.get("fieldManager");
     if given.len() > MAX || given.chars().any(char::is_control) {
@@ -118,8 +118,7 @@ impl Api {
         let created = self
             .insert(target, object, &How::of(parts, None)?, &mut warnings)
             .await?;
-        let answer = read::answer_value(201, parts, target.resource, created)?;
-        Ok(response::warn(answer, &warnings))
+        answer(201, parts, target.resource, created, &warnings)
     }
 
     /// Creates an object and returns it as stored.
@@ -181,11 +180,7 @@ impl Api {
         let name = text(&object, "name").to_owned();
         let key = target.key(&name);
         if how.dry_run {
-            let (found, _) = self
-                .store
-                .get(&key)
-                .await
-                .map_err(|error| errors::from_store(&error))?;
+            let (found, _) = self.store.get(&key).await?;
             return Ok(if found.is_some() {
                 Inserted::Exists(name)
             } else {
@@ -219,7 +214,7 @@ impl Api {
                 match error {
                     StoreError::Conflict { .. } => Ok(Inserted::Exists(name)),
                     StoreError::Guard { .. } => Ok(Inserted::NamespaceChanged),
-                    other => Err(errors::from_store(&other)),
+                    other => Err(other.into()),
                 }
             }
         }
@@ -282,14 +277,7 @@ impl Api {
         subresource: Option<&str>,
         mut object: Value,
     ) -> Result<Response<Body>, ApiError> {
-        place(target, &mut object)?;
-        let given = text(&object, "name");
-        if !given.is_empty() && given != name {
-            return Err(ApiError::bad_request(format!(
-                "the name of the object ({given}) does not match the name on the URL ({name})"
-            )));
-        }
-        object["metadata"]["name"] = name.into();
+        place_as(target, name, &mut object)?;
         let mut warnings = Vec::new();
         let how = How::of(parts, subresource)?;
         let changed = self
@@ -297,10 +285,7 @@ impl Api {
                 Ok(object.clone())
             })
             .await?;
-        Ok(response::warn(
-            read::answer_value(200, parts, target.resource, changed)?,
-            &warnings,
-        ))
+        answer(200, parts, target.resource, changed, &warnings)
     }
 
     pub(super) async fn patch(
@@ -319,62 +304,7 @@ impl Api {
         let changed = self
             .change(target, name, subresource, &how, &mut warnings, apply)
             .await?;
-        Ok(response::warn(
-            read::answer_value(200, parts, r, changed)?,
-            &warnings,
-        ))
-    }
-
-    /// Server-side apply; creates what is not there.
-    pub(super) async fn apply(
-        &self,
-        parts: &Parts<'_>,
-        target: &Target,
-        name: &str,
-        subresource: Option<&str>,
-        body: &[u8],
-    ) -> Result<Response<Body>, ApiError> {
-        let r = target.resource;
-        if parts.params.get("fieldManager").is_empty() {
-            return Err(ApiError::invalid_options(
-                "PatchOptions",
-                &Cause::required("fieldManager", "is required for apply patch"),
-            ));
-        }
-        let manager = manager(parts, subresource)?;
-        let force = parts.params.flag("force");
-        let how = How {
-            ownership: Ownership::Given,
-            ..How::of(parts, subresource)?
-        };
-        let config = applied_config(target, name, body)?;
-        let mut warnings = Vec::new();
-        for _ in 0..RETRIES {
-            let apply = |old: &Value| fields::apply(r, Some(old), &config, &manager, force);
-            let changed = self
-                .change(target, name, subresource, &how, &mut warnings, apply)
-                .await;
-            match changed {
-                Err(error) if error.code == 404 && subresource.is_none() => {}
-                changed => {
-                    return Ok(response::warn(
-                        read::answer_value(200, parts, r, changed?)?,
-                        &warnings,
-                    ));
-                }
-            }
-            let object = fields::apply(r, None, &config, &manager, force)?;
-            match self.insert(target, object, &how, &mut warnings).await {
-                Err(error) if error.reason == "AlreadyExists" => {}
-                created => {
-                    return Ok(response::warn(
-                        read::answer_value(201, parts, r, created?)?,
-                        &warnings,
-                    ));
-                }
-            }
-        }
-        Err(ApiError::conflict(r, name))
+        answer(200, parts, r, changed, &warnings)
     }
 
     /// Replaces an object by what `make` makes of it and returns it as stored. Tried again when someone else was faster;
@@ -450,7 +380,7 @@ impl Api {
                     return Ok(new);
                 }
                 Err(StoreError::Conflict { .. }) => {}
-                Err(error) => return Err(errors::from_store(&error)),
+                Err(error) => return Err(error.into()),
             }
         }
         Err(ApiError::conflict(r, name))
@@ -469,145 +399,12 @@ impl Api {
             }
         }
     }
-
-    /// `pods/{name}/binding`: assigns a pod to a node.
-    pub(super) async fn bind(
-        &self,
-        parts: &Parts<'_>,
-        target: &Target,
-        name: &str,
-        binding: &Value,
-    ) -> Result<Response<Body>, ApiError> {
-        let r = target.resource;
-        let node = binding["target"]["name"].as_str().unwrap_or_default();
-        if node.is_empty() {
-            return Err(ApiError::bad_request("binding: target.name is required"));
-        }
-        let dry_run = parts.params.dry_run()?;
-        for _ in 0..RETRIES {
-            let stored = self.stored(target, name).await?;
-            let mut pod = codec::decode(r, stored.revision, &stored.value)?;
-            let refused = match pod["spec"]["nodeName"].as_str() {
-                _ if pod["metadata"]["deletionTimestamp"].is_string() => Some(format!(
-                    "pod {name} is being deleted, cannot be assigned to a host"
-                )),
-                Some(other) if !other.is_empty() => {
-                    Some(format!("pod {name} is already assigned to node {other:?}"))
-                }
-                _ => None,
-            };
-            if let Some(why) = refused {
-                return Err(ApiError {
-                    code: 409,
-                    reason: "Conflict",
-                    message: format!("Operation cannot be fulfilled on pods/binding {name:?}: {why}"),
-                    details: Some(json!({"name": name, "kind": "pods/binding"})),
-                });
-            }
-            pod["spec"]["nodeName"] = node.into();
-            schedule(&mut pod);
-            if dry_run {
-                return Ok(bound(parts));
-            }
-            let write = Write {
-                key: stored.key,
-                expect: Expect::Revision(stored.revision),
-                value: Some(codec::encode(&pod)?),
-                guards: Vec::new(),
-            };
-            match self.store.write(write).await {
-                Ok(_) => return Ok(bound(parts)),
-                Err(StoreError::Conflict { .. }) => {}
-                Err(error) => return Err(errors::from_store(&error)),
-            }
-        }
-        Err(ApiError::conflict(r, name))
-    }
-
-    /// The object of that name, if it exists.
-    pub(super) async fn find(&self, target: &Target, name: &str) -> Result<Option<Stored>, ApiError> {
-        let (found, _) = self
-            .store
-            .get(&target.key(name))
-            .await
-            .map_err(|error| errors::from_store(&error))?;
-        Ok(found)
-    }
 }
 
 enum Inserted {
     Done(Value),
     Exists(String),
     NamespaceChanged,
-}
-
-fn bound(parts: &Parts<'_>) -> Response<Body> {
-    let status =
-        json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201});
-    response::value(201, parts.accept, &status)
-}
-
-/// Sets the PodScheduled condition, as the binding of kube-apiserver does.
-fn schedule(pod: &mut Value) {
-    if !pod["status"].is_object() {
-        pod["status"] = json!({});
-    }
-    let condition = json!({
-        "type": "PodScheduled", "status": "True", "lastProbeTime": null, "lastTransitionTime": read::now(),
-    });
-    match pod["status"]["conditions"].as_array_mut() {
-        Some(conditions) => {
-            conditions.retain(|condition| condition["type"] != "PodScheduled");
-            conditions.push(condition);
-        }
-        None => pod["status"]["conditions"] = json!([condition]),
-    }
-}
-
-/// Reads an applied configuration, which must be one of the named object.
-fn applied_config(target: &Target, name: &str, body: &[u8]) -> Result<Value, ApiError> {
-    let r = target.resource;
-    let yaml = std::str::from_utf8(body)
-        .map_err(|error| ApiError::bad_request(format!("error decoding YAML: {error}")))?;
-    let mut config: Value = serde_saphyr::from_str(yaml)
-        .map_err(|error| ApiError::bad_request(format!("error decoding YAML: {error}")))?;
-    let refuse = |why: &str| {
-        ApiError::bad_request(format!(
-            "failed to create typed patch object ({name}; {}, Kind={}): {why}",
-            r.api_version(),
-            r.kind
-        ))
-    };
-    if config["kind"] != r.kind || config["apiVersion"] != r.api_version().as_str() {
-        return Err(ApiError::bad_request(format!(
-            "invalid object type: apply needs apiVersion {:?} and kind {:?}",
-            r.api_version(),
-            r.kind
-        )));
-    }
-    if config["metadata"]["managedFields"]
-        .as_array()
-        .is_some_and(|list| !list.is_empty())
-    {
-        return Err(ApiError::bad_request("metadata.managedFields must be nil"));
-    }
-    let unknown = resource::unknown_fields(r, &config).map_err(|why| refuse(&why))?;
-    if !unknown.is_empty() {
-        let list: Vec<String> = unknown
-            .iter()
-            .map(|path| format!(".{path}: field not declared in schema"))
-            .collect();
-        return Err(refuse(&list.join(", ")));
-    }
-    place(target, &mut config)?;
-    let given = text(&config, "name");
-    if !given.is_empty() && given != name {
-        return Err(ApiError::bad_request(format!(
-            "the name of the object ({given}) does not match the name on the URL ({name})"
-        )));
-    }
-    config["metadata"]["name"] = name.into();
-    Ok(config)
 }
 
 /// A write that changes nothing but the times in `managedFields` changes nothing.
@@ -652,6 +449,37 @@ fn place(target: &Target, object: &mut Value) -> Result<(), ApiError> {
             Ok(())
         }
     }
+}
+
+/// Makes the object the one that the request is for, by namespace and name.
+pub(super) fn place_as(target: &Target, name: &str, object: &mut Value) -> Result<(), ApiError> {
+    place(target, object)?;
+    check_name(name, text(object, "name"))?;
+    object["metadata"]["name"] = name.into();
+    Ok(())
+}
+
+fn check_name(name: &str, given: &str) -> Result<(), ApiError> {
+    if given.is_empty() || given == name {
+        return Ok(());
+    }
+    Err(ApiError::bad_request(format!(
+        "the name of the object ({given}) does not match the name on the URL ({name})"
+    )))
+}
+
+/// What was written, as the client wants to see it.
+pub(super) fn answer(
+    code: u16,
+    parts: &Parts<'_>,
+    r: &ResourceInfo,
+    object: Value,
+    warnings: &[String],
+) -> Result<Response<Body>, ApiError> {
+    Ok(response::warn(
+        read::answer_value(code, parts, r, object)?,
+        warnings,
+    ))
 }
 
 /// Refuses a replacement for another object than the stored one, or for another state of it.
