@@ -1,13 +1,17 @@
 //! Kubernetes objects as an API would hand them out, and a directory of them for agents without an API.
 
 use std::fs;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
-use crate::cluster::{ECHO_PORT, Pod};
+use crate::agent::usable_backends;
+use crate::cluster::{ECHO_PORT, Node, Pod};
+use crate::wait_for;
 
 /// A Service with one TCP port (`web`, 80) and one UDP port (`dns`, 53), both served at the pods' echo port.
 #[must_use]
@@ -73,10 +77,14 @@ pub fn endpoint(address: &str) -> Value {
     json!({"addresses": [address], "conditions": {"ready": true, "serving": true, "terminating": false}})
 }
 
-/// A directory of objects that an agent watches.
+/// The ClusterIP of a service whose only backend says how far an agent is: see [`ObjectDir::settle`].
+const MARKER: Ipv4Addr = Ipv4Addr::new(10, 96, 255, 254);
+
+/// A directory of objects that agents watch.
 #[derive(Debug)]
 pub struct ObjectDir {
     path: PathBuf,
+    marks: AtomicU16,
 }
 
 impl ObjectDir {
@@ -87,7 +95,10 @@ impl ObjectDir {
     pub fn new(path: impl Into<PathBuf>) -> Result<Self> {
         let path = path.into();
         fs::create_dir_all(&path).with_context(|| format!("cannot make {}", path.display()))?;
-        Ok(Self { path })
+        Ok(Self {
+            path,
+            marks: AtomicU16::new(0),
+        })
     }
 
     /// Where it is.
@@ -125,6 +136,34 @@ impl ObjectDir {
     pub fn remove(&self, file: &str) -> Result<()> {
         let file = self.path.join(format!("{file}.yaml"));
         fs::remove_file(&file).with_context(|| format!("cannot remove {}", file.display()))
+    }
+
+    /// Waits until the agents of all these nodes have programmed Services and endpoint slices as the directory has them now.
+    /// What the agents do beside that (node addresses, ranges of service addresses, stale flows) may still be under way.
+    ///
+    /// # Errors
+    /// When one of them has not within 20 s.
+    pub fn settle<'a>(&self, nodes: impl IntoIterator<Item = &'a Node>) -> Result<()> {
+        // The agent reads changed files in the order of their changes, or all of them by name, where this one is first; it
+        // takes the endpoint slices in last of all, and answers when it has programmed them.
+        let [high, low] = self.marks.fetch_add(1, Ordering::Relaxed).to_be_bytes();
+        let mark = IpAddr::from([198, 18, high, low]);
+        self.put(
+            ".applied",
+            &[
+                service("applied", &[&MARKER.to_string()]),
+                slice("applied", "v4", &[mark]),
+            ],
+        )?;
+        let frontend = SocketAddr::new(MARKER.into(), 80);
+        for node in nodes {
+            let what = format!("the agent of {} to apply the objects", node.name());
+            wait_for(&what, Duration::from_secs(20), || {
+                let found = usable_backends(node, frontend)?;
+                Ok((found == [SocketAddr::new(mark, ECHO_PORT)]).then_some(()))
+            })?;
+        }
+        Ok(())
     }
 
     /// Writes a dual-stack service with these pods behind it, as file `<name>.yaml`.

@@ -1,9 +1,14 @@
 //! Session affinity by client address.
 
+use std::time::Duration;
+
 use beeline_tests::client::Mode;
 use serde_json::json;
 
 use crate::pair::{BOTH, NODE_PORT, Pair, V4, ask, assert_replies, wait_replies};
+
+/// Seconds: longer than a loaded machine needs from one connection to the next.
+const TIMEOUT: u32 = 4;
 
 fn sticky(seconds: u32) -> serde_json::Value {
     json!({"spec": {"sessionAffinity": "ClientIP", "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": seconds}}}})
@@ -28,37 +33,34 @@ fn a_client_stays_with_its_backend_and_may_be_set_free() {
         }
     }
     pair.put(json!({}), &[true, true]);
-    for (_, place) in pair.everywhere() {
-        wait_replies(place, node_port, Mode::Http, &BOTH);
+    for (who, place) in pair.everywhere() {
+        assert_replies(who, &ask(place, node_port, Mode::Http, 64), &BOTH);
     }
     pair.put(sticky(10_800), &[true, true]);
     for (who, place) in pair.everywhere() {
-        beeline_tests::wait_for("affinity", crate::scene::PROPAGATION, || {
-            let report = ask(place, node_port, Mode::Http, 30);
-            Ok((report.failed == 0 && report.replies.len() == 1).then_some(()))
-        })
-        .unwrap_or_else(|error| panic!("{who}: {error:#}"));
+        let report = ask(place, node_port, Mode::Http, 30);
+        assert_eq!((report.failed, report.replies.len()), (0, 1), "{who}: {report:?}");
     }
 }
 
 #[test]
 fn a_client_moves_when_its_backend_goes_and_after_the_timeout() {
-    let pair = Pair::with(sticky(2), |o| o);
+    let pair = Pair::with(sticky(TIMEOUT), |o| o);
     let outside = pair.outside.place();
     let [target, _] = pair.node_ports(0, NODE_PORT);
     let first = ask(outside, target, Mode::Http, 10);
     let pod = first.replies.keys().next().unwrap().clone();
     let other = BOTH.into_iter().find(|name| *name != pod).unwrap();
     let ready = BOTH.map(|name| name == other);
-    pair.put(sticky(2), &ready);
+    pair.put(sticky(TIMEOUT), &ready);
     wait_replies(outside, target, Mode::Http, &[other]);
-    pair.put(sticky(2), &[true, true]);
+    pair.put(sticky(TIMEOUT), &[true, true]);
     // within the timeout of the last connection it stays
     assert_replies("still", &ask(outside, target, Mode::Http, 10), &[other]);
     // a chance of 2^-12 that it never moves
     let mut seen = std::collections::BTreeSet::new();
     for _ in 0..12 {
-        std::thread::sleep(std::time::Duration::from_millis(2100));
+        std::thread::sleep(Duration::from_millis(u64::from(TIMEOUT) * 1000 + 100));
         seen.extend(ask(outside, target, Mode::Http, 1).replies.into_keys());
         if seen.len() == 2 {
             return;

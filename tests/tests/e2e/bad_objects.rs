@@ -4,7 +4,7 @@ use beeline_tests::client::Mode;
 use beeline_tests::objects::{endpoint, service, slice_of};
 use serde_json::{Value, json};
 
-use crate::scene::{PROPAGATION, Scene, V4, assert_spread, wait_answered_by};
+use crate::scene::{PROPAGATION, Scene, V4, assert_spread};
 
 const BOTH: [&str; 2] = ["web-1", "web-2"];
 
@@ -101,11 +101,8 @@ fn a_bad_object_is_named_and_every_other_service_works() {
         // What was there works, and what comes afterwards is programmed.
         assert_spread(&scene.ask(&format!("{V4}:80"), Mode::Http, 32), &BOTH);
         let next = format!("10.96.2.{}", number + 1);
-        scene
-            .objects
-            .put_service("next", &[&next], &[&scene.servers[1]])
-            .unwrap();
-        wait_answered_by(scene.client.place(), &format!("{next}:80"), &["web-2"]);
+        scene.put_service("next", &[&next], &[&scene.servers[1]]);
+        assert_spread(&scene.ask(&format!("{next}:80"), Mode::Http, 16), &["web-2"]);
     }
     // What is good in a bad object is used.
     assert_spread(&scene.ask("10.96.1.1:80", Mode::Http, 8), &["web-1"]);

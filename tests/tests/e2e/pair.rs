@@ -74,7 +74,9 @@ impl Pair {
         pair
     }
 
-    /// Puts the Service with this patch, and with those of the pods as ready endpoints that are marked.
+    /// Puts the Service with this patch, and with those of the pods as ready endpoints that are marked; every agent has
+    /// programmed it then.
+    #[track_caller]
     pub(crate) fn put(&self, patch: Value, pods: &[bool]) {
         let endpoints: Vec<(usize, Value)> = pods
             .iter()
@@ -86,6 +88,7 @@ impl Pair {
     }
 
     /// The same with the conditions of each endpoint, by the number of the pod.
+    #[track_caller]
     pub(crate) fn put_with(&self, patch: Value, endpoints: &[(usize, Value)]) {
         let mut object = service("web", &[V4, V6]);
         merge(
@@ -117,6 +120,15 @@ impl Pair {
                     slice_of("web", "v6", "IPv6", &of(true)),
                 ],
             )
+            .unwrap();
+        self.settle();
+    }
+
+    /// Waits until every agent has programmed what the directory holds.
+    #[track_caller]
+    pub(crate) fn settle(&self) {
+        self.objects
+            .settle(self.nodes.iter().take(self.agents.len()))
             .unwrap();
     }
 

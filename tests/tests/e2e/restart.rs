@@ -8,7 +8,7 @@ use beeline_tests::client::Mode;
 use beeline_tests::{Agent, Load, Place, process};
 
 use crate::pair::{self, NODE_PORT, NODE_PORT_UDP, Pair};
-use crate::scene::{Scene, V4, V6, address, assert_spread, wait_answered_by};
+use crate::scene::{Scene, V4, V6, address, assert_spread};
 
 const BOTH: [&str; 2] = ["web-1", "web-2"];
 
@@ -130,11 +130,8 @@ fn sigterm_leaves_the_dataplane_working() {
         assert_spread(&scene.ask(&format!("{ip}:53"), Mode::Udp, 64), &BOTH);
     }
     scene.agent = Agent::start_synced(&scene.node, &scene.options).unwrap();
-    scene
-        .objects
-        .put_service("web", &[V4, V6], &[&scene.servers[0]])
-        .unwrap();
-    wait_answered_by(scene.client.place(), &format!("{V4}:80"), &["web-1"]);
+    scene.put_service("web", &[V4, V6], &[&scene.servers[0]]);
+    assert_spread(&scene.ask(&format!("{V4}:80"), Mode::Http, 16), &["web-1"]);
 }
 
 /// Ids of the programs attached to a cgroup, as another tool sees them.

@@ -55,6 +55,13 @@ impl Scene {
         }
     }
 
+    /// Puts a service with these pods behind it; the agent has programmed it then.
+    #[track_caller]
+    pub(crate) fn put_service(&self, name: &str, cluster_ips: &[&str], pods: &[&Pod]) {
+        self.objects.put_service(name, cluster_ips, pods).unwrap();
+        self.objects.settle([&self.node]).unwrap();
+    }
+
     /// Asks a frontend from the client pod.
     pub(crate) fn ask(&self, target: &str, mode: Mode, count: u64) -> LoadReport {
         ask(self.client.place(), target, mode, count)
@@ -96,15 +103,5 @@ pub(crate) fn wait_answered_by(place: &Place, target: &str, pods: &[&str]) {
             Ok((report.failed == 0 && only).then_some(()))
         },
     )
-    .unwrap();
-}
-
-/// Waits until one request is refused.
-#[track_caller]
-pub(crate) fn wait_refused(place: &Place, target: &str) {
-    wait_for(&format!("{target} to be refused"), PROPAGATION, || {
-        let report = Load::ask(place, address(target), Mode::Http, 1)?;
-        Ok(report.errors.contains_key("connect: ECONNREFUSED").then_some(()))
-    })
     .unwrap();
 }

@@ -2,7 +2,7 @@
 
 use beeline_tests::client::Mode;
 
-use crate::scene::{Scene, V4, V6, ask, assert_all_fail, assert_spread, wait_answered_by, wait_refused};
+use crate::scene::{Scene, V4, V6, ask, assert_all_fail, assert_spread};
 
 const BOTH: [&str; 2] = ["web-1", "web-2"];
 
@@ -33,8 +33,7 @@ fn one_connection_stays_with_one_backend() {
 #[test]
 fn a_service_without_backends_refuses_at_once() {
     let scene = Scene::new();
-    scene.objects.put_service("web", &[V4, V6], &[]).unwrap();
-    wait_refused(scene.client.place(), &format!("{V4}:80"));
+    scene.put_service("web", &[V4, V6], &[]);
     for place in [scene.client.place(), scene.node.host()] {
         for ip in [V4.to_owned(), format!("[{V6}]")] {
             let report = ask(place, &format!("{ip}:80"), Mode::Http, 20);
@@ -51,11 +50,8 @@ fn a_service_without_backends_refuses_at_once() {
         }
     }
     // And back.
-    scene
-        .objects
-        .put_service("web", &[V4, V6], &[&scene.servers[1]])
-        .unwrap();
-    wait_answered_by(scene.client.place(), &format!("{V4}:80"), &["web-2"]);
+    scene.put_service("web", &[V4, V6], &[&scene.servers[1]]);
+    assert_spread(&scene.ask(&format!("{V4}:80"), Mode::Http, 16), &["web-2"]);
 }
 
 #[test]
@@ -81,12 +77,9 @@ fn endpoints_come_and_go() {
         } else {
             (&scene.servers[1], "web-2")
         };
-        scene.objects.put_service("web", &[V4, V6], &[pod]).unwrap();
-        wait_answered_by(scene.client.place(), &target, &[name]);
+        scene.put_service("web", &[V4, V6], &[pod]);
+        assert_spread(&scene.ask(&target, Mode::Http, 16), &[name]);
     }
-    scene
-        .objects
-        .put_service("web", &[V4, V6], &scene.servers.iter().collect::<Vec<_>>())
-        .unwrap();
-    wait_answered_by(scene.client.place(), &target, &BOTH);
+    scene.put_service("web", &[V4, V6], &scene.servers.iter().collect::<Vec<_>>());
+    assert_spread(&scene.ask(&target, Mode::Http, 64), &BOTH);
 }
