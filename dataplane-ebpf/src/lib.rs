@@ -7,6 +7,7 @@
 
 pub mod choose;
 pub mod context;
+pub mod frontend;
 pub mod maps;
 pub mod nic;
 pub mod ops;

@@ -3,7 +3,7 @@
 use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
 use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
 use dataplane_common::abi::{
-    BePort, Counter, Flow, FlowKey, NodeConfig, backend_state, flow_flag, flow_role, protocol,
+    Addr, BePort, Counter, Flow, FlowKey, NodeConfig, backend_state, flow_flag, flow_role, protocol,
 };
 use dataplane_common::maglev::{entry, flow_hash};
 use dataplane_common::packet::{Head, head_flag, tcp_flag};
@@ -38,6 +38,32 @@ pub(super) fn set_key(key: &mut FlowKey, head: &Head, role: u8) {
     key.protocol = head.protocol;
     key.role = role;
     key.pad = 0;
+}
+
+/// The tuple of what answers the packet as a key.
+#[inline(always)]
+pub(super) fn set_answer_key(key: &mut FlowKey, head: &Head, role: u8) {
+    key.src = head.dst;
+    key.dst = head.src;
+    key.src_port = head.dst_port;
+    key.dst_port = head.src_port;
+    key.protocol = head.protocol;
+    key.role = role;
+    key.pad = 0;
+}
+
+/// Makes an entry that no packet has used yet and that belongs to no service.
+#[inline(always)]
+pub(super) fn set_entry(flow: &mut Flow, addr: Addr, port: BePort, now: u64) {
+    flow.seen = now;
+    flow.addr = addr;
+    flow.port = port;
+    flow.client_port = BePort::from_be(0);
+    flow.flags = 0;
+    flow.service = 0;
+    flow.backend = 0;
+    flow.packets = 0;
+    flow.bytes = 0;
 }
 
 /// Notes a packet of the flow. Errors about a flow are no sign of life.
@@ -104,13 +130,7 @@ pub(super) fn give_way(scratch: &mut Scratch, now: u64) {
         return;
     }
     let back = &mut scratch.other;
-    back.src = head.dst;
-    back.dst = head.src;
-    back.src_port = head.dst_port;
-    back.dst_port = head.src_port;
-    back.protocol = head.protocol;
-    back.role = flow_role::REVERSE;
-    back.pad = 0;
+    set_answer_key(back, head, flow_role::REVERSE);
     let Some(known) = CONNTRACK.get_ptr(&*back) else {
         return;
     };
@@ -179,16 +199,11 @@ pub(super) fn create(scratch: &mut Scratch, config: &NodeConfig, now: u64) -> bo
     let head = &scratch.head;
     let flow = &scratch.flow;
     let back = &mut scratch.back;
-    back.seen = now;
     // the answer is to show the frontend
-    back.addr = head.dst;
-    back.port = head.dst_port;
-    back.client_port = BePort::from_be(0);
+    set_entry(back, head.dst, head.dst_port, now);
     back.flags = flow.flags & (flow_flag::MASQUERADE | flow_flag::RECOVERED);
     back.service = flow.service;
     back.backend = flow.backend;
-    back.packets = 0;
-    back.bytes = 0;
     set_reverse_key(&mut scratch.other, head, flow);
     let size = u32::from(config.nat_last).wrapping_sub(u32::from(config.nat_first)) + 1;
     let hash = flow_hash(&head.src, head.src_port, head.dst_port, head.protocol);

@@ -8,7 +8,7 @@ use dataplane_common::maglev::{entry, flow_hash, mix};
 use dataplane_common::packet::head_flag;
 
 use super::Scratch;
-use super::flow::{set_key, touch};
+use super::flow::{set_entry, set_key, touch};
 use crate::maps::NAT;
 
 /// How many ports are tried for a new flow.
@@ -111,15 +111,7 @@ fn make(scratch: &mut Scratch, config: *const NodeConfig, device: &Device, now: 
     let mut offset = entry(hash, size);
 
     let back = &mut scratch.back;
-    back.seen = now;
-    back.addr = head.src;
-    back.port = head.src_port;
-    back.client_port = BePort::from_be(0);
-    back.flags = 0;
-    back.service = 0;
-    back.backend = 0;
-    back.packets = 0;
-    back.bytes = 0;
+    set_entry(back, head.src, head.src_port, now);
     let other = &mut scratch.other;
     other.src = head.dst;
     other.dst = scratch.target.addr;
@@ -179,14 +171,7 @@ fn make(scratch: &mut Scratch, config: *const NodeConfig, device: &Device, now: 
     scratch.target.port = other.dst_port;
     scratch.target.other = BePort::from_be(0);
     let flow = &mut scratch.flow;
-    flow.addr = scratch.target.addr;
-    flow.port = scratch.target.port;
-    flow.client_port = BePort::from_be(0);
-    flow.flags = 0;
-    flow.service = 0;
-    flow.backend = 0;
-    flow.packets = 0;
-    flow.bytes = 0;
+    set_entry(flow, scratch.target.addr, scratch.target.port, now);
     touch(flow, &scratch.head, now);
     if NAT.insert(&scratch.key, &*flow, u64::from(BPF_ANY)).is_err() {
         return Err(Counter::FlowLost);

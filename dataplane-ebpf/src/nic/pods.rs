@@ -2,10 +2,10 @@
 
 use aya_ebpf::bindings::BPF_NOEXIST;
 use aya_ebpf::btf_maps::lpm_trie::Key;
-use dataplane_common::abi::{Addr, BePort, Counter, Device, NodeConfig, flow_role, masquerade, protocol};
+use dataplane_common::abi::{Addr, Counter, Device, NodeConfig, flow_role, masquerade, protocol};
 use dataplane_common::packet::head_flag;
 
-use super::flow::{opens, set_key};
+use super::flow::{opens, set_answer_key, set_entry, set_key};
 use super::{Scratch, masquerade as nat};
 use crate::maps::{MASQUERADE, NAT};
 
@@ -66,28 +66,14 @@ pub(super) fn arrive(scratch: &mut Scratch, now: u64) {
         return;
     }
     let key = &mut scratch.other;
-    key.src = head.dst;
-    key.dst = head.src;
-    key.src_port = head.dst_port;
-    key.dst_port = head.src_port;
-    key.protocol = head.protocol;
-    key.role = flow_role::NAT_FORWARD;
-    key.pad = 0;
+    set_answer_key(key, head, flow_role::NAT_FORWARD);
     if let Some(known) = NAT.get_ptr_mut(&*key) {
         // SAFETY: from a successful lookup.
         unsafe { (*known).seen = now };
         return;
     }
     let flow = &mut scratch.flow;
-    flow.seen = now;
-    flow.addr = head.dst;
-    flow.port = head.dst_port;
-    flow.client_port = BePort::from_be(0);
-    flow.flags = 0;
-    flow.service = 0;
-    flow.backend = 0;
-    flow.packets = 0;
-    flow.bytes = 0;
+    set_entry(flow, head.dst, head.dst_port, now);
     // if it cannot be noted, the answer gets the node's address: the client will not know it, and ask again
     let _ = NAT.insert(&*key, &*flow, u64::from(BPF_NOEXIST));
 }

@@ -3,17 +3,16 @@
 use aya_ebpf::bindings::BPF_ANY;
 use aya_ebpf::btf_maps::lpm_trie::Key;
 use dataplane_common::abi::{
-    Addr, Affinity, AffinityKey, Backend, BePort, Counter, Flow, FrontendKey, NO_ID, NodeConfig, POD_RANGES,
-    Range, SERVICE_RANGES, Service, ServiceStats, SetWord, Slot, algorithm, backend_state, config_flag,
-    flow_flag, frontend_class, frontend_flag, frontend_kind, node_addr_flag, service_flag,
+    Affinity, AffinityKey, Backend, Counter, Flow, FrontendKey, NO_ID, NodeConfig, POD_RANGES,
+    SERVICE_RANGES, Service, ServiceStats, SetWord, Slot, algorithm, backend_state, config_flag, flow_flag,
+    frontend_class, frontend_kind, node_addr_flag, service_flag,
 };
 use dataplane_common::maglev::{client_hash, entry, flow_hash};
 use dataplane_common::packet::Head;
 
 use super::Scratch;
-use crate::maps::{
-    AFFINITY, BACKENDS, FRONTENDS, NODE_ADDRS, SERVICE_STATS, SERVICES, SLOTS, SOURCE_RANGES, count,
-};
+use crate::frontend::{Frontend, active_address, node_port, read, within};
+use crate::maps::{AFFINITY, BACKENDS, NODE_ADDRS, SERVICE_STATS, SERVICES, SLOTS, SOURCE_RANGES, count};
 
 /// What is to be done with a packet that has no flow yet.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -31,67 +30,28 @@ pub(super) enum Found {
 /// Value of `Backend.node` for backends on this node.
 const THIS_NODE: u32 = 1;
 
-/// A value of `FRONTENDS` as it was loaded; 0 where there is none.
-#[inline(always)]
-fn frontend(key: &FrontendKey) -> u64 {
-    match FRONTENDS.get_ptr(key) {
-        // SAFETY: the value is one aligned 8-byte word, so a concurrent change shows the old or the new one.
-        Some(value) => unsafe { value.cast::<u64>().read_volatile() },
-        None => 0,
-    }
-}
-
-/// True if one of the ranges holds the address.
-#[inline(always)]
-fn within(addr: &Addr, ranges: *const Range, count: usize) -> bool {
-    let addr = addr.words_be();
-    let mut i = 0;
-    while i < count {
-        // SAFETY: the callers hand in the ranges of a row from a successful lookup. An address is four words; words of
-        // different moments show at worst a range that is in neither configuration.
-        let word = |which: usize| unsafe { ranges.add(i).cast::<u32>().add(which).read_volatile() };
-        let mask = [word(4), word(5), word(6), word(7)];
-        let outside = (addr[0] ^ word(0)) & mask[0]
-            | (addr[1] ^ word(1)) & mask[1]
-            | (addr[2] ^ word(2)) & mask[2]
-            | (addr[3] ^ word(3)) & mask[3];
-        if mask[0] | mask[1] | mask[2] | mask[3] != 0 && outside == 0 {
-            return true;
-        }
-        i += 1;
-    }
-    false
-}
-
 /// The frontend that a packet calls, or what becomes of it without one.
 #[inline(always)]
-fn find(head: &Head, config: *const NodeConfig) -> Result<u64, Found> {
-    let mut key = FrontendKey {
+fn find(head: &Head, config: *const NodeConfig) -> Result<Frontend, Found> {
+    let key = FrontendKey {
         addr: head.dst,
         port: head.dst_port,
         protocol: head.protocol,
         class: frontend_class::ADDRESS,
     };
-    let value = frontend(&key);
-    if value != 0 {
-        return Ok(value);
+    let mut front = read(&key);
+    if !front.is_none() {
+        return Ok(front);
     }
     if let Some(flags) = NODE_ADDRS.get_ptr(&key.addr) {
         // SAFETY: from a successful lookup; an aligned word.
-        if unsafe { flags.read_volatile() } & node_addr_flag::NODE_PORTS == 0 {
-            return Err(Found::Nothing);
+        if unsafe { flags.read_volatile() } & node_addr_flag::NODE_PORTS != 0 {
+            front = node_port(&key);
         }
-        key.addr = if head.dst.is_v4() {
-            Addr::from_v4_be(0)
-        } else {
-            Addr::from_v6_be([0; 4])
-        };
-        key.class = frontend_class::NODE_PORT;
-        let value = frontend(&key);
-        return if value == 0 {
+        return if front.is_none() {
             Err(Found::Nothing)
         } else {
-            Ok(value)
+            Ok(front)
         };
     }
     // SAFETY: a field of a row from a successful lookup.
@@ -99,10 +59,7 @@ fn find(head: &Head, config: *const NodeConfig) -> Result<u64, Found> {
     if !within(&head.dst, ranges.cast(), SERVICE_RANGES) {
         return Err(Found::Nothing);
     }
-    key.port = BePort::from_be(0);
-    key.protocol = 0;
-    key.class = frontend_class::ACTIVE_ADDRESS;
-    Err(if frontend(&key) == 0 {
+    Err(if active_address(key.addr).is_none() {
         Found::Drop(Counter::UnknownAddress)
     } else {
         Found::Reject(Counter::UnknownPort)
@@ -201,13 +158,11 @@ fn add(service: u32, field: impl Fn(*const ServiceStats) -> *const u64) {
 #[inline(always)]
 pub(super) fn choose(scratch: &mut Scratch, config: *const NodeConfig, pod: bool, now: u64) -> Found {
     let head = &scratch.head;
-    let value = match find(head, config) {
-        Ok(value) => value,
+    let front = match find(head, config) {
+        Ok(front) => front,
         Err(found) => return found,
     };
-    // the layout is in memory order, whatever the byte order
-    let [a, b, c, d, kind, flags, ..] = value.to_ne_bytes();
-    let service = u32::from_ne_bytes([a, b, c, d]);
+    let service = front.service();
     let Some(row) = SERVICES.get_ptr(service) else {
         return Found::Drop(Counter::BadService);
     };
@@ -218,15 +173,15 @@ pub(super) fn choose(scratch: &mut Scratch, config: *const NodeConfig, pod: bool
             (&raw const (*row).algorithm).read_volatile(),
         )
     };
-    if flags & frontend_flag::SOURCE_RANGES != 0 && !admitted(head, row, service_flags) {
+    if front.has_source_ranges() && !admitted(head, row, service_flags) {
         // SAFETY: field address within the entry.
         add(service, |stats| unsafe { &raw const (*stats).denied });
         return Found::Drop(Counter::Denied);
     }
-    let internal = kind == frontend_kind::CLUSTER_IP;
+    let internal = front.is_internal();
     // Spec kube-proxy 2.1: internal traffic by the internal policy; external by the external one if it comes from
     // another host, else to every backend.
-    let local = match kind {
+    let local = match front.kind() {
         frontend_kind::CLUSTER_IP => service_flags & service_flag::INTERNAL_LOCAL != 0,
         frontend_kind::HOST_PORT => false,
         _ => !pod && service_flags & service_flag::EXTERNAL_LOCAL != 0,

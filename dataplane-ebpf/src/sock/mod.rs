@@ -20,9 +20,9 @@ use dataplane_common::abi::{
     frontend_class, protocol,
 };
 
-use self::frontend::Frontend;
 use crate::choose::{Caller, Choice, again, for_connection, service_row};
 use crate::context::{self, Family, address, port, rewrite};
+use crate::frontend::Frontend;
 use crate::maps::{
     BACKEND_STATS, BACKENDS, HAVE_SET_RETVAL, SOCK_CONN, SOCK_FLOW, SOCK_ORIGIN, SOCK_STATE, count,
 };
