@@ -314,6 +314,15 @@ fn a_start_that_fails_takes_the_new_maps_with_it() {
 
 const LOAD: &str = r"[(lambda s: (name(lambda: s.connect(('10.96.0.1', 80))), s.close())[0])(tcp()) for _ in range(200)].count(None)";
 
+/// Ends a thread that waits for the flag, also when the one that sets it fails.
+struct SetOnDrop<'a>(&'a AtomicBool);
+
+impl Drop for SetOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 #[test]
 fn connections_go_on_while_maps_change_their_size() {
     let mut scene = Scene::new();
@@ -330,6 +339,8 @@ fn connections_go_on_while_maps_change_their_size() {
             }
         });
         let load = scope.spawn(|| {
+            // the last connections wait to be accepted
+            let _done = SetOnDrop(&done);
             let mut client = Client::new(&cgroup);
             let mut total = 0;
             while !stop.load(Ordering::Relaxed) {
@@ -341,16 +352,15 @@ fn connections_go_on_while_maps_change_their_size() {
             }
             Ok(total)
         });
+        let stopper = SetOnDrop(&stop);
         for round in 0..20 {
             let sizes = if round % 2 == 0 { LARGE } else { SMALL };
             let (kernel, programmer) = scene.open(sizes);
             assert_eq!(found(&programmer), asked(sizes));
             assert_eq!(kernel.info().warnings, Vec::<String>::new());
         }
-        stop.store(true, Ordering::Relaxed);
-        // the last connections wait to be accepted
+        drop(stopper);
         let total = load.join().unwrap();
-        done.store(true, Ordering::Relaxed);
         accept.join().unwrap();
         total
     });

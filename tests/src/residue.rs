@@ -75,12 +75,18 @@ pub fn clusters() -> Result<Vec<(String, u32)>> {
 }
 
 /// One line for everything on this machine that tests could leave behind, ours or not: network namespaces, links of
-/// this namespace, everything in bpffs, cgroups of ours, state directories. For a comparison of before and after.
+/// this namespace, everything in bpffs, cgroups of ours, state directories. For a comparison of before and after. What
+/// tests have that run at this moment is left out: nobody left it behind.
 ///
 /// # Errors
 /// When cgroup v2 or bpffs is not mounted.
 pub fn listing() -> Result<Vec<String>> {
-    let mut lines: Vec<String> = names_in(Path::new(netns::DIR))
+    let running = |name: &str| owner(name).is_some_and(|(cluster, pid)| in_use(&cluster, pid));
+    let idle = |dir: &Path| -> Vec<String> {
+        let names = names_in(dir).into_iter();
+        names.filter(|name| !running(name)).collect()
+    };
+    let mut lines: Vec<String> = idle(Path::new(netns::DIR))
         .iter()
         .map(|name| format!("network namespace {name}"))
         .collect();
@@ -89,21 +95,21 @@ pub fn listing() -> Result<Vec<String>> {
             .iter()
             .map(|name| format!("link {name}")),
     );
-    walk(&bpffs()?, &mut |path| {
-        lines.push(format!("bpffs {}", path.display()));
-    });
+    let bpffs = bpffs()?;
+    for name in idle(&bpffs) {
+        walk(&bpffs.join(name), &mut |path| {
+            lines.push(format!("bpffs {}", path.display()));
+        });
+    }
     let cgroups = cgroup::mount_point()?;
-    for name in names_in(&cgroups)
-        .into_iter()
-        .filter(|name| owner(name).is_some())
-    {
+    for name in idle(&cgroups).into_iter().filter(|name| owner(name).is_some()) {
         walk(&cgroups.join(name), &mut |path| {
             if path.is_dir() {
                 lines.push(format!("cgroup {}", path.display()));
             }
         });
     }
-    for name in names_in(&state_root())
+    for name in idle(&state_root())
         .into_iter()
         .filter(|name| owner(name).is_some())
     {

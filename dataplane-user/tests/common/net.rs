@@ -24,11 +24,9 @@ pub(crate) struct Netns {
 
 impl Netns {
     pub(crate) fn new(what: &str) -> Self {
-        let name = format!(
-            "bl{}{what}{}",
-            std::process::id(),
-            NEXT.fetch_add(1, Ordering::Relaxed)
-        );
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        // as `cargo xtask sweep` knows it
+        let name = format!("bl{}-{number}-{what}", std::process::id());
         run(&format!("ip netns add {name} && ip -n {name} link set lo up"));
         Self { name }
     }
