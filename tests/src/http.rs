@@ -25,7 +25,7 @@ pub fn get(netns: &NetNs, address: SocketAddr, path: &str) -> Result<(u16, Strin
 }
 
 fn exchange(address: SocketAddr, path: &str) -> Result<(u16, String)> {
-    let limit = Duration::from_secs(2);
+    let limit = Duration::from_secs(2) * crate::slowness();
     let mut stream = TcpStream::connect_timeout(&address, limit)?;
     stream.set_read_timeout(Some(limit))?;
     write!(

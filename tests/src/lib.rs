@@ -28,16 +28,29 @@ pub use objects::ObjectDir;
 pub use process::{Place, Process};
 
 use std::path::PathBuf;
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
-/// Looks at `probe` every few milliseconds until it answers, or fails naming `what` after `limit`.
+/// How many times slower than usual this machine is: `BEELINE_SLOW`, set where the processor is emulated.
+#[must_use]
+pub fn slowness() -> u32 {
+    static SLOWNESS: OnceLock<u32> = OnceLock::new();
+    *SLOWNESS.get_or_init(|| {
+        let value = std::env::var("BEELINE_SLOW").ok();
+        value.and_then(|value| value.parse().ok()).unwrap_or(1)
+    })
+}
+
+/// Looks at `probe` every few milliseconds until it answers, or fails naming `what` after `limit`, which is longer on a
+/// slow machine.
 ///
 /// # Errors
 /// When the limit passes, with the last error of `probe` if there was one.
 pub fn wait_for<T>(what: &str, limit: Duration, mut probe: impl FnMut() -> Result<Option<T>>) -> Result<T> {
     let start = Instant::now();
+    let limit = limit * slowness();
     loop {
         let answer = probe();
         if let Ok(Some(value)) = answer {

@@ -1,12 +1,14 @@
-//! Development tasks of Beeline: `cargo xtask setup | build | test | demo | bench | sweep`.
+//! Development tasks of Beeline: `cargo xtask setup | build | test | demo | bench | vm | sweep`.
 //!
 //! This crate stays light on purpose: `cargo xtask setup` is the first thing that a newcomer compiles. Whatever needs
 //! the dataplane, the API or a namespace lives in the package `beeline-tests`, which these commands build and start.
 
+mod apt;
 mod build;
 mod run;
 mod setup;
 mod test;
+mod vm;
 
 use std::process::ExitCode;
 
@@ -50,6 +52,8 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
+    /// Run end-to-end tests on an older kernel, in a virtual machine without hardware support (some minutes)
+    Vm(vm::Args),
     /// Remove what killed tests and demos (also `demo --keep`) left on this machine (needs root)
     #[command(disable_help_flag = true)]
     Sweep {
@@ -82,6 +86,10 @@ fn dispatch(command: Command) -> Result<ExitCode> {
         }
         Command::Demo { args } => program("beeline-demo", &args),
         Command::Bench { args } => program("beeline-bench", &args),
+        Command::Vm(args) => {
+            setup::ensure()?;
+            vm::run(&args)
+        }
         Command::Sweep { args } => program("beeline-sweep", &args),
     }
 }

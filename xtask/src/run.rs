@@ -59,6 +59,12 @@ pub(crate) fn checked(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
+/// Shows the command, runs it with stderr as ours, and returns what it printed.
+pub(crate) fn piped(command: &mut Command) -> Result<String> {
+    eprintln!("+ {}", show(command));
+    output(command.stderr(Stdio::inherit()))
+}
+
 /// Runs the command silently and returns what it printed; what it wrote to stderr is in the error.
 pub(crate) fn output(command: &mut Command) -> Result<String> {
     let output = command

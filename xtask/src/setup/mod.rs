@@ -51,6 +51,11 @@ pub(crate) fn ensure() -> Result<()> {
     install_missing().map(|_| ())
 }
 
+/// What `cargo xtask vm` needs beyond that.
+pub(crate) fn for_vm() -> Result<()> {
+    packages::install_for_vm()
+}
+
 fn install_missing() -> Result<usize> {
     let mut installed = 0;
     for piece in &PIECES {

@@ -26,12 +26,23 @@ const PROGRAMS: [(&str, &str); 12] = [
 /// Older kubectl cannot read this API's OpenAPI v3 document, which `kubectl apply` checks.
 const OLDEST_KUBECTL: (u32, u32) = (1, 27);
 
-pub(super) fn missing() -> Result<Option<String>> {
-    let mut names: Vec<&str> = PROGRAMS
+/// What only `cargo xtask vm` needs.
+const FOR_VM: [(&str, &str); 4] = [
+    ("qemu-system-x86_64", "qemu-system-x86"),
+    ("strip", "binutils"),
+    // they make what kube-proxy's ipvs mode makes
+    ("ipset", "ipset"),
+    ("ipvsadm", "ipvsadm"),
+];
+
+fn absent(programs: &'static [(&str, &str)]) -> impl Iterator<Item = &'static (&'static str, &'static str)> {
+    programs
         .iter()
         .filter(|(program, _)| run::find(program).is_none())
-        .map(|(program, _)| *program)
-        .collect();
+}
+
+pub(super) fn missing() -> Result<Option<String>> {
+    let mut names: Vec<&str> = absent(&PROGRAMS).map(|(program, _)| *program).collect();
     if run::find("kubectl").is_none() {
         names.push("kubectl");
     }
@@ -39,12 +50,19 @@ pub(super) fn missing() -> Result<Option<String>> {
 }
 
 pub(super) fn install() -> Result<()> {
-    let mut wanted: Vec<&str> = PROGRAMS
-        .iter()
-        .filter(|(program, _)| run::find(program).is_none())
-        .map(|(_, package)| *package)
-        .collect();
-    let kubectl = run::find("kubectl").is_none();
+    let wanted = absent(&PROGRAMS).map(|(_, package)| *package).collect();
+    install_packages(wanted, run::find("kubectl").is_none())
+}
+
+pub(super) fn install_for_vm() -> Result<()> {
+    let wanted: Vec<&str> = absent(&FOR_VM).map(|(_, package)| *package).collect();
+    if wanted.is_empty() {
+        return Ok(());
+    }
+    install_packages(wanted, false)
+}
+
+fn install_packages(mut wanted: Vec<&str>, kubectl: bool) -> Result<()> {
     if run::find("apt-get").is_none() {
         let kubectl = if kubectl { ", kubectl" } else { "" };
         bail!(
