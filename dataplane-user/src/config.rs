@@ -16,6 +16,7 @@ use serde_json::{Value, json};
 use crate::devices;
 use crate::kernel::Sizes;
 use crate::overlay::flags::{NetworkArgs, NetworkConfig};
+use crate::overlay::handover::Places;
 use crate::proxyconfig::{self, KubeProxyConfiguration, ProxyFlags};
 
 /// Where the agent's socket and lock are.
@@ -471,8 +472,12 @@ impl AgentArgs {
 
     /// The directory on a bpffs, and the state directory.
     #[must_use]
-    pub fn places(&self) -> (Option<PathBuf>, PathBuf) {
-        (self.bpffs_root.clone(), self.state_dir.clone())
+    pub fn places(&self) -> (Option<PathBuf>, PathBuf, Places) {
+        (
+            self.bpffs_root.clone(),
+            self.state_dir.clone(),
+            self.network.places(),
+        )
     }
 
     /// Where the configuration is to be written to, instead of running.

@@ -28,7 +28,9 @@ pub struct Place {
 }
 
 impl Place {
-    pub(crate) fn new(netns: Arc<NetNs>, cgroup: PathBuf, keep: bool) -> Self {
+    /// A place in a cgroup that is there; its processes end with us unless `keep`.
+    #[must_use]
+    pub fn new(netns: Arc<NetNs>, cgroup: PathBuf, keep: bool) -> Self {
         Self { netns, cgroup, keep }
     }
 

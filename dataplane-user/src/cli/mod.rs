@@ -18,6 +18,7 @@ use crate::agent::view::{Services, Status};
 use crate::config::{
     AgentArgs, AgentConfig, LogControl, LogWish, STATE_DIR, Unusable, flag_values, log_filter,
 };
+use crate::overlay::handover::{self, Places};
 use crate::{agent, kernel, takeover};
 
 /// Exit code for a command line or a configuration that cannot be used (EX_USAGE of sysexits.h).
@@ -127,6 +128,8 @@ struct CleanupArgs {
     /// State directory of the agent
     #[arg(long, default_value = STATE_DIR)]
     state_dir: PathBuf,
+    #[command(flatten)]
+    pods: Places,
     /// Wait for kube-proxy's rules first, then give new connections to them; connections that run go on
     #[arg(long)]
     hand_back: bool,
@@ -243,11 +246,12 @@ fn run(command: Command, log: &LogArgs, flags: BTreeMap<String, String>) -> anyh
 fn run_agent(args: AgentArgs, log: &LogArgs, flags: BTreeMap<String, String>) -> anyhow::Result<()> {
     if args.cleanup() {
         start_log(log, LogWish::default())?;
-        let (bpffs_root, state_dir) = args.places();
+        let (bpffs_root, state_dir, pods) = args.places();
         return clean_up(&CleanupArgs {
             bpffs_root,
             cgroup_root: None,
             state_dir,
+            pods,
             hand_back: false,
             timeout: 0,
         });
@@ -322,6 +326,7 @@ fn clean_up(args: &CleanupArgs) -> anyhow::Result<()> {
         removed.extend(takeover::forward::cleanup().context("remove rules for pods")?);
         removed
     };
+    removed.extend(handover::hand_over(&args.pods).context("make the pod network flannel's")?);
     removed.extend(agent::remove_state(&args.state_dir)?);
     let mut text = String::new();
     for path in &removed {

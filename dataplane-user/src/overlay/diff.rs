@@ -36,6 +36,10 @@ pub enum Op {
     SetFdb(u32, Mac, IpAddr),
     /// Removes one.
     DeleteFdb(u32, Mac, Option<IpAddr>),
+    /// Lets a device answer for an address.
+    SetProxy(u32, IpAddr),
+    /// No longer.
+    DeleteProxy(u32, IpAddr),
     /// Adds or replaces.
     SetRoute(Box<Route>),
     /// Removes.

@@ -126,6 +126,9 @@ fn apply(kernel: &mut Snapshot, changes: &Changes) {
             Op::DeleteFdb(_, mac, dst) => {
                 kernel.fdb.retain(|entry| entry.mac != *mac || entry.dst != *dst);
             }
+            Op::SetProxy(..) | Op::DeleteProxy(..) => {
+                panic!("{op} is nothing that a device or an entry needs")
+            }
             Op::SetRoute(route) => {
                 kernel
                     .routes

@@ -16,13 +16,14 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tracing::{info, warn};
 
+use super::diff::Changes;
 use super::flannel::{self, Announcement, Local, Peer, Prefix};
 use super::netconf::{Backend, NetConf};
 use super::netlink::Netlink;
 use super::plan::{self, Here};
 use super::snapshot::Snapshot;
 use super::uplink::{self, Uplink, Wish};
-use super::{diff, sysctl};
+use super::{bridge, diff, sysctl};
 use crate::nodeaddr;
 use crate::persist::{self, Faults};
 
@@ -342,6 +343,13 @@ impl Engine {
             .map(|link| link.index)
             .collect();
         let changes = diff::entries(&kernel, &desired, self.listed);
+        errors.extend(self.netlink.apply(&changes).await);
+        made += changes.len();
+        let bridges = bridge::find(&kernel, &subnets);
+        bridge::answer(&bridges).map_err(|error| error.to_string())?;
+        let changes = Changes {
+            steps: vec![bridge::proxies(&kernel, &bridges)],
+        };
         errors.extend(self.netlink.apply(&changes).await);
         made += changes.len();
         let errors: Vec<String> = errors.iter().map(ToString::to_string).collect();

@@ -9,9 +9,13 @@ use ipnet::IpNet;
 
 use super::engine::Settings;
 use super::flannel::{DEFAULT_PREFIX, Prefix};
+use super::handover::Places;
 use super::netconf::NetConf;
 use crate::cni;
 use crate::config::Unusable;
+
+/// Where host-local keeps the addresses of flannel's pods.
+pub const HOST_LOCAL_DIR: &str = "/var/lib/cni/networks/cbr0";
 
 /// Flags of `beeline agent` for the pod network.
 #[derive(Debug, Args)]
@@ -49,7 +53,7 @@ pub struct NetworkArgs {
     #[arg(long, default_value = DEFAULT_STATE_DIR)]
     cni_state_dir: PathBuf,
     /// Addresses that the host-local plugin gave out: they are not given out again
-    #[arg(long, default_value = "/var/lib/cni/networks/cbr0")]
+    #[arg(long, default_value = HOST_LOCAL_DIR)]
     host_local_dir: PathBuf,
 }
 
@@ -67,6 +71,15 @@ pub struct NetworkConfig {
 }
 
 impl NetworkArgs {
+    /// Where pods are noted.
+    #[must_use]
+    pub fn places(&self) -> Places {
+        Places {
+            cni_state_dir: self.cni_state_dir.clone(),
+            host_local_dir: self.host_local_dir.clone(),
+        }
+    }
+
     /// Settings for a node; `None`: the pod network is somebody else's business.
     ///
     /// # Errors

@@ -4,10 +4,12 @@
 //! `nodes` watches Node objects, `plan` says what the kernel should hold, `diff` what is to be done for that, `netlink` does
 //! it; `engine` drives them whenever nodes or the kernel change.
 
+mod bridge;
 pub mod diff;
 pub mod engine;
 pub mod flags;
 pub mod flannel;
+pub mod handover;
 pub mod netconf;
 pub mod netlink;
 pub mod nodes;

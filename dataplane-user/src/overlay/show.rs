@@ -22,6 +22,8 @@ impl std::fmt::Display for Op {
                 Some(dst) => write!(f, "delete forwarding of {mac} to {dst} on link {index}"),
                 None => write!(f, "delete forwarding of {mac} on link {index}"),
             },
+            Self::SetProxy(index, ip) => write!(f, "answer for {ip} on link {index}"),
+            Self::DeleteProxy(index, ip) => write!(f, "no longer answer for {ip} on link {index}"),
             Self::SetRoute(route) => write!(f, "set route {}", Shown(route)),
             Self::DeleteRoute(route) => write!(f, "delete route {}", Shown(route)),
         }

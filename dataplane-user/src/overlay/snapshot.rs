@@ -125,6 +125,8 @@ pub struct Snapshot {
     pub neighbours: Vec<Neighbour>,
     /// Of VXLAN devices.
     pub fdb: Vec<FdbEntry>,
+    /// IPv6 addresses that a device answers for, by its index.
+    pub proxies: Vec<(u32, IpAddr)>,
 }
 
 impl Snapshot {

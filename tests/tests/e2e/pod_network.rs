@@ -40,7 +40,7 @@ pub(crate) fn plugin_config(node: &Node) -> Value {
 pub(crate) struct CniPod<'a> {
     node: &'a Node,
     id: String,
-    netns: NetNs,
+    pub(crate) netns: NetNs,
     pub(crate) v4: String,
     pub(crate) v6: String,
     echo: Option<Process>,
@@ -75,7 +75,7 @@ impl<'a> CniPod<'a> {
         command
     }
 
-    fn echo(&mut self) {
+    pub(crate) fn echo(&mut self) {
         let mut command = self.command(program("beeline-echo").unwrap().to_str().unwrap());
         command.args(["--name", &self.id, "--port", "8080"]);
         let log = self.node.state().join(format!("{}.log", self.id));
@@ -137,7 +137,7 @@ fn plugin(node: &Node, command: &str, id: &str, netns: &str, ports: &Value) -> V
     serde_json::from_str(&said).unwrap_or(Value::Null)
 }
 
-fn node_object(plane: &ControlPlane, node: &Node) -> Value {
+pub(crate) fn node_object(plane: &ControlPlane, node: &Node) -> Value {
     serde_json::from_str(
         &plane
             .kubectl(&["get", "node", node.name(), "-o", "json"])

@@ -298,6 +298,13 @@ pub(super) fn neighbour_of(index: u32, address: IpAddr, mac: Option<Mac>) -> Nei
     message
 }
 
+/// An entry that lets a device answer for an address.
+pub(super) fn proxy_of(index: u32, address: IpAddr) -> NeighbourMessage {
+    let mut message = neighbour_of(index, address, None);
+    message.header.flags = NeighbourFlags::Proxy;
+    message
+}
+
 pub(super) fn fdb(message: &NeighbourMessage) -> Option<FdbEntry> {
     let mut address = None;
     let mut dst = None;

@@ -140,6 +140,12 @@ impl Netlink {
                 all.routes.extend(message::route(&message));
             }
         }
+        let proxies = self.handle.neighbours().get().proxies();
+        let mut entries = std::pin::pin!(proxies.set_address_family(AddressFamily::Inet6).execute());
+        while let Some(message) = entries.try_next().await.map_err(failed("neighbour proxies"))? {
+            all.proxies
+                .extend(message::neighbour(&message).map(|entry| (entry.link, entry.address)));
+        }
         let is_ours = |index: u32| {
             all.links
                 .iter()
@@ -216,6 +222,15 @@ impl Netlink {
             }
             Op::DeleteFdb(index, mac, dst) => {
                 let message = message::fdb_of(*index, *mac, *dst);
+                gone(self.request(RouteNetlinkMessage::DelNeighbour(message), 0).await)
+            }
+            Op::SetProxy(index, ip) => {
+                let message = message::proxy_of(*index, *ip);
+                self.request(RouteNetlinkMessage::NewNeighbour(message), NLM_F_CREATE)
+                    .await
+            }
+            Op::DeleteProxy(index, ip) => {
+                let message = message::proxy_of(*index, *ip);
                 gone(self.request(RouteNetlinkMessage::DelNeighbour(message), 0).await)
             }
             Op::SetRoute(route) => self.set_route(route, None).await,
