@@ -41,6 +41,10 @@ pub struct Config {
     /// Seconds of history that watchers and paged lists can go back to, at least
     #[arg(long, default_value_t = 300, value_parser = clap::value_parser!(u64).range(1..))]
     pub history_seconds: u64,
+
+    /// Leave giving nodes to pods to a scheduler of your own
+    #[arg(long)]
+    pub no_scheduler: bool,
 }
 
 impl Config {
@@ -61,6 +65,7 @@ impl Config {
             node_port_range: 30000..=32767,
             kubeconfig: None,
             history_seconds: 300,
+            no_scheduler: false,
         }
     }
 

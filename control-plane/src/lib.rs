@@ -13,6 +13,7 @@ pub mod fields;
 pub mod openapi;
 pub mod patch;
 pub mod pki;
+pub mod quantity;
 pub mod resource;
 pub mod run;
 pub mod selector;

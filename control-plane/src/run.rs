@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::config::Config;
-use crate::controllers::{accounts, endpoints, endpointslice, gc, nodes, workloads};
+use crate::controllers::{accounts, endpoints, endpointslice, gc, nodes, scheduler, workloads};
 use crate::pki::{self, Pki};
 use crate::resource::Allocator;
 use crate::server::{self, Api, Bootstrap, Tokens};
@@ -110,6 +110,9 @@ impl ControlPlane {
         tasks.spawn(endpoints::run(client.clone(), stop.clone()));
         tasks.spawn(gc::run(client.clone(), stop.clone()));
         tasks.spawn(workloads::run(client.clone(), stop.clone()));
+        if !config.no_scheduler {
+            tasks.spawn(scheduler::run(client.clone(), stop.clone()));
+        }
         tasks.spawn(accounts::run(client.clone(), pki.ca.clone(), stop.clone()));
         tasks.spawn(nodes::run(client, config.cluster_cidrs.clone(), stop.clone()));
         tracing::info!(%url, kubeconfig = %kubeconfig.display(), "serving the Kubernetes API");

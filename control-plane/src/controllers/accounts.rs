@@ -5,18 +5,16 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use futures::StreamExt as _;
-use futures::stream::{self, BoxStream};
+use futures::stream;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Secret, ServiceAccount};
 use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams};
 use kube::runtime::{WatchStreamExt as _, watcher};
 use kube::{Client, ResourceExt as _};
 use serde_json::json;
-use tokio::task::JoinSet;
-use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::queue::{Queue, sleep_until};
+use super::work::{Changes, Controller, Next, drive};
 use crate::bootstrap_token;
 
 const ACCOUNT: &str = "default";
@@ -24,7 +22,6 @@ const ROOT_CA: &str = "kube-root-ca.crt";
 const SYSTEM: &str = "kube-system";
 /// Longest sleep before a token's end is looked at again, in case the clock is set.
 const LOOK_AGAIN: Duration = Duration::from_secs(600);
-const PARALLEL: usize = 8;
 
 /// What is looked at.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -40,7 +37,7 @@ enum Change {
     Secret(watcher::Event<Secret>),
 }
 
-fn changes(client: &Client) -> BoxStream<'static, watcher::Result<Change>> {
+fn changes(client: &Client) -> Changes<Change> {
     let named = |name: &str| watcher::Config::default().fields(&format!("metadata.name={name}"));
     let tokens = watcher::Config::default().fields(&format!("type={}", bootstrap_token::TYPE));
     let namespaces = watcher(Api::<Namespace>::all(client.clone()), watcher::Config::default())
@@ -66,76 +63,78 @@ fn changes(client: &Client) -> BoxStream<'static, watcher::Result<Change>> {
 
 /// Runs until `shutdown` is cancelled. The API may come and go meanwhile. `ca` is the authority's certificate, PEM.
 pub async fn run(client: Client, ca: String, shutdown: CancellationToken) {
-    let mut changes = changes(&client);
-    let mut queue: Queue<Key> = Queue::new();
-    let mut ends: HashMap<String, Timestamp> = HashMap::new();
-    let mut tasks: JoinSet<(Key, Result<(), kube::Error>)> = JoinSet::new();
-    loop {
-        let due = if tasks.len() < PARALLEL {
-            queue.next_due()
-        } else {
-            None
-        };
-        tokio::select! {
-            () = shutdown.cancelled() => return,
-            Some(change) = changes.next() => match change {
-                Ok(change) => observe(change, &mut queue, &mut ends),
-                Err(error) => tracing::warn!(%error, "account controllers: watch interrupted, trying again"),
-            },
-            Some(done) = tasks.join_next() => match done {
-                Ok((key, Ok(()))) => queue.done(&key),
-                Ok((key, Err(error))) => {
-                    let wait = queue.failed(&key);
-                    tracing::warn!(?key, %error, retry_in = ?wait, "account controllers: not done");
-                }
-                Err(error) => tracing::error!(%error, "account controllers: a task ended early"),
-            },
-            () = sleep_until(due) => while let Some(key) = queue.take() {
-                if let Key::Token(name) = &key {
-                    let left = ends.get(name).map(|end| end.duration_since(Timestamp::now()));
-                    match left {
-                        None => {
-                            queue.done(&key);
-                            continue;
-                        }
-                        Some(left) if left.is_positive() => {
-                            queue.done(&key);
-                            let left = Duration::try_from(left).unwrap_or(LOOK_AGAIN).min(LOOK_AGAIN);
-                            queue.add_at(key, Instant::now() + left);
-                            continue;
-                        }
-                        Some(_) => {}
-                    }
-                }
-                let (client, ca) = (client.clone(), ca.clone());
-                tasks.spawn(async move {
-                    let done = match &key {
-                        Key::Namespace(name) => furnish(&client, name, &ca).await,
-                        Key::Token(name) => expire(&client, name).await,
-                    };
-                    (key, done)
-                });
-                if tasks.len() >= PARALLEL {
-                    break;
-                }
-            },
+    let changes = changes(&client);
+    let accounts = Accounts {
+        client,
+        ca,
+        ends: HashMap::new(),
+    };
+    drive(accounts, changes, shutdown).await;
+}
+
+struct Accounts {
+    client: Client,
+    ca: String,
+    /// When bootstrap tokens end.
+    ends: HashMap<String, Timestamp>,
+}
+
+impl Controller for Accounts {
+    type Key = Key;
+    type Change = Change;
+    type Done = ();
+    const NAME: &'static str = "account controllers";
+    const PARALLEL: usize = 8;
+    const BATCH: Duration = Duration::ZERO;
+
+    /// Each object stands for itself.
+    fn is_complete(&self) -> bool {
+        true
+    }
+
+    fn observe(&mut self, change: Change) -> Vec<Key> {
+        observe(change, &mut self.ends).into_iter().collect()
+    }
+
+    fn decide(&mut self, key: &Key) -> Next<()> {
+        if let Key::Token(name) = key {
+            let Some(end) = self.ends.get(name) else {
+                return Next::nothing();
+            };
+            let left = end.duration_since(Timestamp::now());
+            if left.is_positive() {
+                let left = Duration::try_from(left).unwrap_or(LOOK_AGAIN).min(LOOK_AGAIN);
+                return Next::later(Some(left));
+            }
         }
+        let (client, ca, key) = (self.client.clone(), self.ca.clone(), key.clone());
+        let requests = async move {
+            let result = match &key {
+                Key::Namespace(name) => furnish(&client, name, &ca).await,
+                Key::Token(name) => expire(&client, name).await,
+            };
+            ((), result.map_err(|error| error.to_string()))
+        };
+        Next::requests(requests, None)
+    }
+
+    fn done(&mut self, _: &Key, (): ()) -> bool {
+        false
     }
 }
 
-fn observe(change: Change, queue: &mut Queue<Key>, ends: &mut HashMap<String, Timestamp>) {
+/// What is to be looked at.
+fn observe(change: Change, ends: &mut HashMap<String, Timestamp>) -> Option<Key> {
     use watcher::Event::{Apply, Delete, InitApply};
     match change {
         Change::Namespace(Apply(object) | InitApply(object))
             if object.metadata.deletion_timestamp.is_none() =>
         {
-            queue.add(Key::Namespace(object.name_any()));
+            Some(Key::Namespace(object.name_any()))
         }
         // What is missing, or not as it should be, is made good.
-        Change::Account(Delete(object)) => queue.add(Key::Namespace(object.namespace().unwrap_or_default())),
-        Change::ConfigMap(Delete(object) | Apply(object)) => {
-            queue.add(Key::Namespace(object.namespace().unwrap_or_default()));
-        }
+        Change::Account(Delete(object)) => Some(Key::Namespace(object.namespace()?)),
+        Change::ConfigMap(Delete(object) | Apply(object)) => Some(Key::Namespace(object.namespace()?)),
         Change::Secret(Apply(object) | InitApply(object)) => {
             let name = object.name_any();
             let end = serde_json::to_value(&object)
@@ -144,13 +143,19 @@ fn observe(change: Change, queue: &mut Queue<Key>, ends: &mut HashMap<String, Ti
             match end {
                 Some(end) => {
                     ends.insert(name.clone(), end);
-                    queue.add(Key::Token(name));
+                    Some(Key::Token(name))
                 }
-                None => drop(ends.remove(&name)),
+                None => {
+                    ends.remove(&name);
+                    None
+                }
             }
         }
-        Change::Secret(Delete(object)) => drop(ends.remove(&object.name_any())),
-        _ => {}
+        Change::Secret(Delete(object)) => {
+            ends.remove(&object.name_any());
+            None
+        }
+        _ => None,
     }
 }
 

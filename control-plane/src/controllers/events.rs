@@ -5,11 +5,13 @@ use kube::Client;
 use kube::api::{Api, PostParams};
 use serde_json::json;
 
-const COMPONENT: &str = "beeline-controllers";
+/// The controllers, as the source of events.
+pub(super) const CONTROLLERS: &str = "beeline-controllers";
 
-/// The object that an event is about.
+/// The object that an event is about, and whose doing it is.
 #[derive(Debug, Clone)]
 pub(super) struct About {
+    pub(super) component: &'static str,
     pub(super) api_version: String,
     pub(super) kind: String,
     pub(super) namespace: String,
@@ -40,7 +42,7 @@ async fn record(client: &Client, about: &About, kind: &str, reason: &str, messag
         },
         "type": kind, "reason": reason, "message": message, "count": 1,
         "firstTimestamp": now, "lastTimestamp": now,
-        "source": {"component": COMPONENT}, "reportingComponent": COMPONENT,
+        "source": {"component": about.component}, "reportingComponent": about.component,
     });
     let written = match serde_json::from_value::<Event>(event) {
         Ok(event) => Api::<Event>::namespaced(client.clone(), namespace)

@@ -1,10 +1,19 @@
-//! Which nodes a pod may be on: selectors, affinity, taints.
+//! Which nodes a pod may be on: selectors, affinity, taints; and whose it is.
 
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::{
     Node, NodeSelectorRequirement, NodeSelectorTerm, PodSpec, Taint, Toleration,
 };
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
+
+/// The controller of an object.
+pub(super) fn controller(meta: &ObjectMeta) -> Option<&OwnerReference> {
+    meta.owner_references
+        .iter()
+        .flatten()
+        .find(|owner| owner.controller == Some(true))
+}
 
 /// Whether the node has what the pod's `nodeSelector` and required node affinity ask for.
 pub(super) fn selects_node(spec: &PodSpec, node: &Node) -> bool {

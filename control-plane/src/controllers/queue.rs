@@ -28,11 +28,6 @@ impl<K: Ord + Hash + Clone> Queue<K> {
         }
     }
 
-    /// Looks at the key now.
-    pub(super) fn add(&mut self, key: K) {
-        self.add_at(key, Instant::now());
-    }
-
     /// Looks at the key at that time, or earlier if that was planned.
     pub(super) fn add_at(&mut self, key: K, at: Instant) {
         match self.due.get(&key) {
@@ -104,10 +99,10 @@ mod tests {
     #[test]
     fn a_key_is_worked_on_once_at_a_time() {
         let mut queue = Queue::new();
-        queue.add("a");
-        queue.add("a");
+        queue.add_at("a", Instant::now());
+        queue.add_at("a", Instant::now());
         assert_eq!(queue.take(), Some("a"));
-        queue.add("a");
+        queue.add_at("a", Instant::now());
         assert_eq!((queue.take(), queue.next_due()), (None, None));
         queue.done(&"a");
         assert_eq!((queue.take(), queue.take()), (Some("a"), None));

@@ -28,9 +28,15 @@ impl Api {
         for _ in 0..RETRIES {
             let stored = self.stored(target, name).await?;
             let mut pod = codec::decode(r, stored.revision, &stored.value)?;
+            let (wanted, uid) = (&binding["metadata"]["uid"], &pod["metadata"]["uid"]);
             let refused = match pod["spec"]["nodeName"].as_str() {
                 _ if pod["metadata"]["deletionTimestamp"].is_string() => Some(format!(
                     "pod {name} is being deleted, cannot be assigned to a host"
+                )),
+                _ if wanted.is_string() && wanted != uid => Some(format!(
+                    "Precondition failed: UID in precondition: {}, UID in object meta: {}",
+                    wanted.as_str().unwrap_or_default(),
+                    uid.as_str().unwrap_or_default()
                 )),
                 Some(other) if !other.is_empty() => {
                     Some(format!("pod {name} is already assigned to node {other:?}"))

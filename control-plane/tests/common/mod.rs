@@ -21,9 +21,17 @@ pub struct Server {
 }
 
 impl Server {
+    /// Without a scheduler: what is written stays as it is.
     pub async fn start() -> Self {
+        Self::start_with(|config| config.no_scheduler = true).await
+    }
+
+    pub async fn start_with(change: impl FnOnce(&mut Config)) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let plane = start_in(dir.path(), 0).await;
+        let mut config = Config::new(dir.path().join("data"));
+        config.bind.set_port(0);
+        change(&mut config);
+        let plane = ControlPlane::start(config).await.unwrap();
         Self { plane, dir }
     }
 
@@ -48,6 +56,7 @@ impl Server {
 pub async fn start_in(dir: &Path, port: u16) -> ControlPlane {
     let mut config = Config::new(dir.join("data"));
     config.bind.set_port(port);
+    config.no_scheduler = true;
     ControlPlane::start(config).await.unwrap()
 }
 

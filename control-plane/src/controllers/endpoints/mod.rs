@@ -9,24 +9,20 @@ mod mirror;
 mod tests;
 
 use futures::StreamExt as _;
-use futures::stream::{self, BoxStream};
+use futures::stream;
 use k8s_openapi::api::core::v1::{Endpoints, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::api::{Api, DeleteParams, PostParams};
 use kube::runtime::{WatchStreamExt as _, watcher};
 use kube::{Client, ResourceExt as _};
-use tokio::task::JoinSet;
-use tokio::time::{Duration, Instant};
+use tokio::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 use super::objects::Objects;
-use super::queue::{Queue, sleep_until};
+use super::work::{Changes, Controller, Next, drive};
 use mirror::Action;
 
 const SERVICE_NAME: &str = super::endpointslice::SERVICE_NAME;
-/// How long changes are collected: a rollout changes many slices.
-const BATCH: Duration = Duration::from_millis(50);
-const PARALLEL: usize = 8;
 
 /// Namespace and name of a Service.
 type Key = (String, String);
@@ -42,8 +38,6 @@ enum Written {
     Endpoints(Box<Endpoints>),
     Slice(Box<EndpointSlice>),
 }
-
-type Outcome = (Key, Vec<Written>, Result<(), kube::Error>);
 
 #[derive(Default)]
 struct View {
@@ -113,7 +107,7 @@ impl View {
     }
 }
 
-fn changes(client: &Client) -> BoxStream<'static, watcher::Result<Change>> {
+fn changes(client: &Client) -> Changes<Change> {
     macro_rules! watch {
         ($kind:ident, $change:ident) => {
             watcher(
@@ -136,60 +130,56 @@ fn changes(client: &Client) -> BoxStream<'static, watcher::Result<Change>> {
 
 /// Runs until `shutdown` is cancelled. The API may come and go meanwhile.
 pub async fn run(client: Client, shutdown: CancellationToken) {
-    let mut changes = changes(&client);
-    let mut view = View::default();
-    let mut queue: Queue<Key> = Queue::new();
-    let mut tasks: JoinSet<Outcome> = JoinSet::new();
-    loop {
-        let due = if view.is_complete() && tasks.len() < PARALLEL {
-            queue.next_due()
-        } else {
-            None
-        };
-        tokio::select! {
-            () = shutdown.cancelled() => return,
-            Some(change) = changes.next() => match change {
-                Ok(change) => {
-                    let at = Instant::now() + BATCH;
-                    for key in view.observe(change) {
-                        queue.add_at(key, at);
-                    }
-                }
-                Err(error) => tracing::warn!(%error, "endpoints controller: watch interrupted, trying again"),
-            },
-            Some(done) = tasks.join_next() => match done {
-                Ok((key, written, result)) => {
-                    for written in written {
-                        match written {
-                            Written::Endpoints(endpoints) => view.endpoints.wrote(*endpoints),
-                            Written::Slice(slice) => view.slices.wrote(*slice),
-                        }
-                    }
-                    match result {
-                        Ok(()) => queue.done(&key),
-                        Err(error) => {
-                            let wait = queue.failed(&key);
-                            tracing::warn!(?key, %error, retry_in = ?wait, "endpoints controller: not done");
-                        }
-                    }
-                }
-                Err(error) => tracing::error!(%error, "endpoints controller: a task ended early"),
-            },
-            () = sleep_until(due) => {
-                while tasks.len() < PARALLEL && let Some(key) = queue.take() {
-                    let actions = view.plan(&key);
-                    if actions.is_empty() {
-                        queue.done(&key);
-                        continue;
-                    }
-                    tasks.spawn(carry_out(client.clone(), key, actions));
-                }
+    let changes = changes(&client);
+    let mirror = Mirror {
+        client,
+        view: View::default(),
+    };
+    drive(mirror, changes, shutdown).await;
+}
+
+struct Mirror {
+    client: Client,
+    view: View,
+}
+
+impl Controller for Mirror {
+    type Key = Key;
+    type Change = Change;
+    type Done = Vec<Written>;
+    const NAME: &'static str = "endpoints controller";
+    const PARALLEL: usize = 8;
+    /// A rollout changes many slices.
+    const BATCH: Duration = Duration::from_millis(50);
+
+    fn is_complete(&self) -> bool {
+        self.view.is_complete()
+    }
+
+    fn observe(&mut self, change: Change) -> Vec<Key> {
+        self.view.observe(change)
+    }
+
+    fn decide(&mut self, key: &Key) -> Next<Vec<Written>> {
+        let actions = self.view.plan(key);
+        if actions.is_empty() {
+            return Next::nothing();
+        }
+        Next::requests(carry_out(self.client.clone(), key.clone(), actions), None)
+    }
+
+    fn done(&mut self, _: &Key, written: Vec<Written>) -> bool {
+        for written in written {
+            match written {
+                Written::Endpoints(endpoints) => self.view.endpoints.wrote(*endpoints),
+                Written::Slice(slice) => self.view.slices.wrote(*slice),
             }
         }
+        false
     }
 }
 
-async fn carry_out(client: Client, key: Key, actions: Vec<Action>) -> Outcome {
+async fn carry_out(client: Client, key: Key, actions: Vec<Action>) -> (Vec<Written>, Result<(), String>) {
     let endpoints: Api<Endpoints> = Api::namespaced(client.clone(), &key.0);
     let slices: Api<EndpointSlice> = Api::namespaced(client, &key.0);
     let params = PostParams::default();
@@ -223,8 +213,8 @@ async fn carry_out(client: Client, key: Key, actions: Vec<Action>) -> Outcome {
             // Gone, being there already, or in a namespace that is going: the watch tells what is next.
             Err(kube::Error::Api(status))
                 if status.code == 404 || status.code == 403 || status.reason == "AlreadyExists" => {}
-            Err(error) => return (key, written, Err(error)),
+            Err(error) => return (written, Err(error.to_string())),
         }
     }
-    (key, written, Ok(()))
+    (written, Ok(()))
 }

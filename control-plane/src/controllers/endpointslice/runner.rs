@@ -1,57 +1,35 @@
 //! Watches, and writes what [`super::desired_slices`] decides.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::BTreeSet;
 use std::future::Future;
 use std::time::Duration;
 
 use futures::StreamExt as _;
-use futures::stream::{self, BoxStream};
+use futures::stream;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::api::{Api, DeleteParams, PostParams, Preconditions};
 use kube::runtime::{WatchStreamExt as _, watcher};
 use kube::{Client, ResourceExt as _};
-use tokio::task::{JoinError, JoinSet};
-use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::cache::{Cache, Change, Key};
 use super::{CONTROLLER, MANAGED_BY, SliceChange};
+use crate::controllers::work::{Changes, Controller, Next, drive};
 
-/// How long changes are collected before a Service is looked at: a rollout changes many Pods at once.
-const BATCH: Duration = Duration::from_millis(10);
-/// Services that are written at the same time.
-const PARALLEL: usize = 16;
 /// Time for one request.
 const TIMEOUT: Duration = Duration::from_secs(15);
-const FIRST_RETRY: Duration = Duration::from_millis(50);
-const LAST_RETRY: Duration = Duration::from_secs(30);
 
 /// Runs until `shutdown` is cancelled. The API may come and go meanwhile.
 pub async fn run(client: Client, shutdown: CancellationToken) {
-    let mut runner = Runner::new(client.clone());
-    let mut changes = changes(&client);
-    loop {
-        let due = runner.next_due();
-        tokio::select! {
-            () = shutdown.cancelled() => return,
-            Some(change) = changes.next() => runner.observe(change),
-            Some(done) = runner.tasks.join_next_with_id() => runner.finished(done),
-            () = sleep_until(due) => runner.start(),
-        }
-    }
+    let changes = changes(&client);
+    let slices = Slices {
+        client,
+        cache: Cache::default(),
+    };
+    drive(slices, changes, shutdown).await;
 }
 
-/// Never, without a time.
-async fn sleep_until(due: Option<Instant>) {
-    match due {
-        Some(due) => tokio::time::sleep_until(due).await,
-        None => std::future::pending().await,
-    }
-}
-
-type Observed = Result<Change, watcher::Error>;
-
-fn changes(client: &Client) -> BoxStream<'static, Observed> {
+fn changes(client: &Client) -> Changes<Change> {
     let any = watcher::Config::default();
     let ours = watcher::Config::default().labels(&format!("{MANAGED_BY}={CONTROLLER}"));
     let services = watcher(Api::all(client.clone()), any.clone())
@@ -80,160 +58,65 @@ fn changes(client: &Client) -> BoxStream<'static, Observed> {
 }
 
 /// What came of the writes for one Service.
+#[derive(Default)]
 struct Outcome {
     wrote: Vec<EndpointSlice>,
     /// Name and uid.
     deleted: Vec<(String, String)>,
-    error: Option<String>,
 }
 
-struct Runner {
+struct Slices {
     client: Client,
     cache: Cache,
-    /// When to look at a Service.
-    due: HashMap<Key, Instant>,
-    queue: BTreeSet<(Instant, Key)>,
-    tasks: JoinSet<Outcome>,
-    running: HashMap<tokio::task::Id, Key>,
-    busy: HashSet<Key>,
-    /// Failed attempts in a row.
-    failures: HashMap<Key, u32>,
 }
 
-impl Runner {
-    fn new(client: Client) -> Self {
-        Self {
-            client,
-            cache: Cache::default(),
-            due: HashMap::new(),
-            queue: BTreeSet::new(),
-            tasks: JoinSet::new(),
-            running: HashMap::new(),
-            busy: HashSet::new(),
-            failures: HashMap::new(),
-        }
+impl Controller for Slices {
+    type Key = Key;
+    type Change = Change;
+    type Done = Outcome;
+    const NAME: &'static str = "endpoint slice controller";
+    const PARALLEL: usize = 16;
+    /// A rollout changes many Pods at once.
+    const BATCH: Duration = Duration::from_millis(10);
+
+    fn is_complete(&self) -> bool {
+        self.cache.is_complete()
     }
 
-    fn observe(&mut self, change: Observed) {
-        let change = match change {
-            Ok(change) => change,
-            Err(error) => {
-                tracing::warn!(%error, "endpoint slice controller: watch interrupted, trying again");
-                return;
-            }
-        };
+    fn observe(&mut self, change: Change) -> Vec<Key> {
         let mut dirty = BTreeSet::new();
         self.cache.observe(change, &mut dirty);
-        let at = Instant::now() + BATCH;
-        for key in dirty {
-            self.schedule(key, at);
-        }
+        dirty.into_iter().collect()
     }
 
-    /// Looks at the Service at that time, or earlier if that was planned.
-    fn schedule(&mut self, key: Key, at: Instant) {
-        match self.due.get(&key) {
-            Some(planned) if *planned <= at => return,
-            Some(planned) => {
-                self.queue.remove(&(*planned, key.clone()));
-            }
-            None => {}
+    fn decide(&mut self, key: &Key) -> Next<Outcome> {
+        let changes = self.cache.changes(key);
+        if changes.is_empty() {
+            return Next::nothing();
         }
-        self.due.insert(key.clone(), at);
-        self.queue.insert((at, key));
+        Next::requests(write(self.client.clone(), key.0.clone(), changes), None)
     }
 
-    fn next_due(&self) -> Option<Instant> {
-        if !self.cache.is_complete() || self.tasks.len() >= PARALLEL {
-            return None;
-        }
-        // What is being written is looked at again when that is done.
-        self.queue
-            .iter()
-            .find(|(_, key)| !self.busy.contains(key))
-            .map(|(at, _)| *at)
-    }
-
-    /// Starts the writes of the Services that are due.
-    fn start(&mut self) {
-        let now = Instant::now();
-        let ready: Vec<(Instant, Key)> = self
-            .queue
-            .iter()
-            .take_while(|(at, _)| *at <= now)
-            .filter(|(_, key)| !self.busy.contains(key))
-            .take(PARALLEL.saturating_sub(self.tasks.len()))
-            .cloned()
-            .collect();
-        for entry in ready {
-            self.queue.remove(&entry);
-            let (_, key) = entry;
-            self.due.remove(&key);
-            let changes = self.cache.changes(&key);
-            if changes.is_empty() {
-                self.failures.remove(&key);
-                continue;
-            }
-            let task = self
-                .tasks
-                .spawn(write(self.client.clone(), key.0.clone(), changes));
-            self.running.insert(task.id(), key.clone());
-            self.busy.insert(key);
-        }
-    }
-
-    fn finished(&mut self, done: Result<(tokio::task::Id, Outcome), JoinError>) {
-        let (id, outcome) = match done {
-            Ok(done) => done,
-            Err(error) => (
-                error.id(),
-                Outcome {
-                    wrote: Vec::new(),
-                    deleted: Vec::new(),
-                    error: Some(error.to_string()),
-                },
-            ),
-        };
-        let Some(key) = self.running.remove(&id) else {
-            return;
-        };
-        self.busy.remove(&key);
+    fn done(&mut self, key: &Key, outcome: Outcome) -> bool {
         for slice in outcome.wrote {
             self.cache.wrote(slice);
         }
         for (name, uid) in outcome.deleted {
             self.cache.deleted(&key.0, &name, &uid);
         }
-        match outcome.error {
-            None => {
-                self.failures.remove(&key);
-            }
-            Some(error) => {
-                let failures = self.failures.entry(key.clone()).or_insert(0);
-                let wait = retry_after(*failures);
-                *failures = failures.saturating_add(1);
-                let (namespace, name) = &key;
-                tracing::warn!(%namespace, service = %name, %error, retry_in = ?wait, "cannot write endpoint slices");
-                self.schedule(key, Instant::now() + wait);
-            }
-        }
+        false
     }
 }
 
-fn retry_after(failures: u32) -> Duration {
-    FIRST_RETRY
-        .saturating_mul(2_u32.saturating_pow(failures.min(16)))
-        .min(LAST_RETRY)
-}
-
 /// Writes the changes of one Service, all of them even if one fails.
-async fn write(client: Client, namespace: String, changes: Vec<SliceChange>) -> Outcome {
+async fn write(
+    client: Client,
+    namespace: String,
+    changes: Vec<SliceChange>,
+) -> (Outcome, Result<(), String>) {
     let api: Api<EndpointSlice> = Api::namespaced(client, &namespace);
-    let mut outcome = Outcome {
-        wrote: Vec::new(),
-        deleted: Vec::new(),
-        error: None,
-    };
+    let mut outcome = Outcome::default();
+    let mut first_error = None;
     for change in changes {
         let result = match change {
             SliceChange::Create(slice) => match limited(api.create(&PostParams::default(), &slice)).await {
@@ -273,10 +156,10 @@ async fn write(client: Client, namespace: String, changes: Vec<SliceChange>) -> 
             }
         };
         if let Err(error) = result {
-            outcome.error.get_or_insert(error);
+            first_error.get_or_insert(error);
         }
     }
-    outcome
+    (outcome, first_error.map_or(Ok(()), Err))
 }
 
 /// Why a request failed.
@@ -314,17 +197,5 @@ async fn limited<T>(request: impl Future<Output = kube::Result<T>>) -> Result<T,
     match tokio::time::timeout(TIMEOUT, request).await {
         Ok(result) => Ok(result?),
         Err(_) => Err(RequestError::Timeout),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn retries_slow_down() {
-        assert_eq!(retry_after(0), FIRST_RETRY);
-        assert_eq!(retry_after(1), FIRST_RETRY * 2);
-        assert_eq!(retry_after(60), LAST_RETRY);
     }
 }

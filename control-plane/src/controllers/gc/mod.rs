@@ -9,9 +9,10 @@ mod graph;
 mod tests;
 
 use std::collections::HashSet;
+use std::time::Duration;
 
 use futures::StreamExt as _;
-use futures::stream::{self, BoxStream};
+use futures::stream;
 use kube::api::{
     Api, ApiResource, DeleteParams, DynamicObject, Patch, PatchParams, Preconditions, PropagationPolicy,
 };
@@ -19,36 +20,21 @@ use kube::core::PartialObjectMeta;
 use kube::runtime::{WatchStreamExt as _, watcher};
 use kube::{Client, ResourceExt as _};
 use serde_json::json;
-use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::queue::{Queue, sleep_until};
+use super::work::{Changes, Controller, Next, drive};
 use crate::resource::{RESOURCES, ResourceInfo};
 use graph::{Action, Graph, Place, Policy};
 
 const FOREGROUND: &str = "foregroundDeletion";
 const ORPHAN: &str = "orphan";
-/// Objects that are worked on at the same time.
-const PARALLEL: usize = 16;
 
-type Observed = (
-    usize,
-    watcher::Result<watcher::Event<PartialObjectMeta<DynamicObject>>>,
-);
+type Change = (usize, watcher::Event<PartialObjectMeta<DynamicObject>>);
 
 /// Runs until `shutdown` is cancelled. The API may come and go meanwhile.
 pub async fn run(client: Client, shutdown: CancellationToken) {
-    let mut collector = Collector::new(client.clone());
-    let mut changes = changes(&client);
-    loop {
-        let due = collector.next_due();
-        tokio::select! {
-            () = shutdown.cancelled() => return,
-            Some((kind, change)) = changes.next() => collector.observe(kind, change),
-            Some(done) = collector.tasks.join_next() => collector.finished(done),
-            () = sleep_until(due) => collector.start(),
-        }
-    }
+    let changes = changes(&client);
+    drive(Collector::new(client), changes, shutdown).await;
 }
 
 /// Kinds whose objects own nothing and are owned by nothing that goes.
@@ -66,7 +52,7 @@ fn api_resource(r: &ResourceInfo) -> ApiResource {
     }
 }
 
-fn changes(client: &Client) -> BoxStream<'static, Observed> {
+fn changes(client: &Client) -> Changes<Change> {
     let streams = RESOURCES
         .iter()
         .enumerate()
@@ -75,7 +61,7 @@ fn changes(client: &Client) -> BoxStream<'static, Observed> {
             let api: Api<PartialObjectMeta<DynamicObject>> = Api::all_with(client.clone(), &api_resource(r));
             watcher(api, watcher::Config::default())
                 .default_backoff()
-                .map(move |event| (kind, event))
+                .map(move |event| event.map(|event| (kind, event)))
                 .boxed()
         });
     stream::select_all(streams).boxed()
@@ -88,8 +74,6 @@ struct Collector {
     missing: HashSet<usize>,
     /// Per kind, what a list that is not complete has shown.
     listing: Vec<HashSet<Place>>,
-    queue: Queue<String>,
-    tasks: JoinSet<(String, Result<(), kube::Error>)>,
 }
 
 impl Collector {
@@ -100,35 +84,42 @@ impl Collector {
             graph: Graph::default(),
             missing: kinds.map(|(kind, _)| kind).collect(),
             listing: vec![HashSet::new(); RESOURCES.len()],
-            queue: Queue::new(),
-            tasks: JoinSet::new(),
         }
     }
+}
 
-    fn observe(
-        &mut self,
-        kind: usize,
-        change: watcher::Result<watcher::Event<PartialObjectMeta<DynamicObject>>>,
-    ) {
+impl Controller for Collector {
+    type Key = String;
+    type Change = Change;
+    type Done = ();
+    const NAME: &'static str = "garbage collector";
+    const PARALLEL: usize = 16;
+    const BATCH: Duration = Duration::ZERO;
+
+    fn is_complete(&self) -> bool {
+        self.missing.is_empty()
+    }
+
+    fn observe(&mut self, (kind, event): Change) -> Vec<String> {
         let place = |object: &PartialObjectMeta<DynamicObject>| Place {
             kind,
             namespace: object.namespace().unwrap_or_default(),
             name: object.name_any(),
         };
-        let dirty = match change {
-            Ok(watcher::Event::Init) => {
+        match event {
+            watcher::Event::Init => {
                 if let Some(listing) = self.listing.get_mut(kind) {
                     listing.clear();
                 }
                 Vec::new()
             }
-            Ok(watcher::Event::InitApply(object)) => {
+            watcher::Event::InitApply(object) => {
                 if let Some(listing) = self.listing.get_mut(kind) {
                     listing.insert(place(&object));
                 }
                 self.graph.put(kind, &object.metadata)
             }
-            Ok(watcher::Event::InitDone) => {
+            watcher::Event::InitDone => {
                 self.missing.remove(&kind);
                 let listed = self.listing.get_mut(kind).map(std::mem::take).unwrap_or_default();
                 let mut dirty = Vec::new();
@@ -139,51 +130,26 @@ impl Collector {
                 }
                 dirty
             }
-            Ok(watcher::Event::Apply(object)) => self.graph.put(kind, &object.metadata),
-            Ok(watcher::Event::Delete(object)) => self.graph.remove(&place(&object)),
-            Err(error) => {
-                tracing::warn!(%error, "garbage collector: watch interrupted, trying again");
-                return;
-            }
+            watcher::Event::Apply(object) => self.graph.put(kind, &object.metadata),
+            watcher::Event::Delete(object) => self.graph.remove(&place(&object)),
+        }
+    }
+
+    fn decide(&mut self, uid: &String) -> Next<()> {
+        let actions = self.graph.decide(uid);
+        if actions.is_empty() {
+            return Next::nothing();
+        }
+        let client = self.client.clone();
+        let requests = async move {
+            let result = carry_out(&client, actions).await;
+            ((), result.map_err(|error| error.to_string()))
         };
-        for uid in dirty {
-            self.queue.add(uid);
-        }
+        Next::requests(requests, None)
     }
 
-    fn next_due(&self) -> Option<tokio::time::Instant> {
-        if !self.missing.is_empty() || self.tasks.len() >= PARALLEL {
-            return None;
-        }
-        self.queue.next_due()
-    }
-
-    fn start(&mut self) {
-        while self.tasks.len() < PARALLEL
-            && let Some(uid) = self.queue.take()
-        {
-            let actions = self.graph.decide(&uid);
-            if actions.is_empty() {
-                self.queue.done(&uid);
-                continue;
-            }
-            let client = self.client.clone();
-            self.tasks.spawn(async move {
-                let done = carry_out(&client, actions).await;
-                (uid, done)
-            });
-        }
-    }
-
-    fn finished(&mut self, done: Result<(String, Result<(), kube::Error>), tokio::task::JoinError>) {
-        match done {
-            Ok((uid, Ok(()))) => self.queue.done(&uid),
-            Ok((uid, Err(error))) => {
-                let wait = self.queue.failed(&uid);
-                tracing::warn!(uid, %error, retry_in = ?wait, "garbage collector: an object was not handled");
-            }
-            Err(error) => tracing::error!(%error, "garbage collector: a task ended early"),
-        }
+    fn done(&mut self, _: &String, (): ()) -> bool {
+        false
     }
 }
 

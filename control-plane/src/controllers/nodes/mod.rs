@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt as _;
-use futures::stream::{self, BoxStream};
+use futures::stream;
 use ipnet::IpNet;
 use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::Lease;
@@ -23,20 +23,17 @@ use kube::api::{Api, DeleteParams, Patch, PatchParams, Preconditions};
 use kube::runtime::{WatchStreamExt as _, watcher};
 use kube::{Client, ResourceExt as _};
 use serde_json::{Value, json};
-use tokio::task::{JoinError, JoinSet};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::events;
 use super::objects::{Objects, Transition};
-use super::queue::{Queue, sleep_until};
+use super::work::{Changes, Controller, Next, drive};
 use lifecycle::Signs;
 
 /// Namespace of the leases that nodes renew.
 const LEASES: &str = "kube-node-lease";
 const MANAGER: &str = "kube-controller-manager";
-/// Nodes that are worked on at the same time.
-const PARALLEL: usize = 8;
 /// How long a node must be gone before what is left of its pods is removed.
 const GONE: Duration = Duration::from_secs(40);
 
@@ -71,10 +68,7 @@ enum Written {
     Pod(Box<Pod>),
 }
 
-type Observed = Result<Change, watcher::Error>;
-type Outcome = (Vec<Written>, Option<String>);
-
-fn changes(client: &Client) -> BoxStream<'static, Observed> {
+fn changes(client: &Client) -> Changes<Change> {
     let any = watcher::Config::default();
     let nodes = watcher(Api::<Node>::all(client.clone()), any.clone())
         .modify(|node| node.metadata.managed_fields = None)
@@ -107,8 +101,8 @@ fn slim(pod: &mut Pod) {
 /// Runs until `shutdown` is cancelled. The API may come and go meanwhile. Nodes without pod addresses get them from
 /// `cluster_cidrs`, at most one range per address family.
 pub async fn run(client: Client, cluster_cidrs: Vec<IpNet>, shutdown: CancellationToken) {
-    let mut changes = changes(&client);
-    let mut runner = Runner {
+    let changes = changes(&client);
+    let nodes = Nodes {
         client,
         ranges: cluster_cidrs.into_iter().map(ipam::Range::new).collect(),
         nodes: Objects::default(),
@@ -116,21 +110,11 @@ pub async fn run(client: Client, cluster_cidrs: Vec<IpNet>, shutdown: Cancellati
         leases: Objects::default(),
         signs: HashMap::new(),
         missing: HashMap::new(),
-        queue: Queue::new(),
-        tasks: JoinSet::new(),
     };
-    loop {
-        let due = runner.next_due();
-        tokio::select! {
-            () = shutdown.cancelled() => return,
-            Some(change) = changes.next() => runner.observe(change),
-            Some(done) = runner.tasks.join_next() => runner.finished(done),
-            () = sleep_until(due) => runner.start(),
-        }
-    }
+    drive(nodes, changes, shutdown).await;
 }
 
-struct Runner {
+struct Nodes {
     client: Client,
     ranges: Vec<ipam::Range>,
     nodes: Objects<Node>,
@@ -140,8 +124,6 @@ struct Runner {
     signs: HashMap<String, Signs>,
     /// Since when pods name a node that is not there.
     missing: HashMap<String, Instant>,
-    queue: Queue<String>,
-    tasks: JoinSet<(String, Outcome)>,
 }
 
 fn names<K: kube::Resource>(transition: &Transition<K>) -> impl Iterator<Item = String> {
@@ -152,21 +134,32 @@ fn names<K: kube::Resource>(transition: &Transition<K>) -> impl Iterator<Item = 
         .map(|object| object.name_any())
 }
 
-impl Runner {
-    fn observe(&mut self, change: Observed) {
+impl Controller for Nodes {
+    type Key = String;
+    type Change = Change;
+    type Done = Vec<Written>;
+    const NAME: &'static str = "node controllers";
+    const PARALLEL: usize = 8;
+    const BATCH: Duration = Duration::ZERO;
+
+    fn is_complete(&self) -> bool {
+        self.nodes.is_complete() && self.pods.is_complete() && self.leases.is_complete()
+    }
+
+    fn observe(&mut self, change: Change) -> Vec<String> {
         let mut dirty: Vec<String> = Vec::new();
         match change {
-            Ok(Change::Node(event)) => {
+            Change::Node(event) => {
                 for transition in self.nodes.observe(event) {
                     dirty.extend(names(&transition));
                 }
             }
-            Ok(Change::Lease(event)) => {
+            Change::Lease(event) => {
                 for transition in self.leases.observe(event) {
                     dirty.extend(names(&transition));
                 }
             }
-            Ok(Change::Pod(event)) => {
+            Change::Pod(event) => {
                 for (before, after) in self.pods.observe(event) {
                     for pod in before.iter().chain(&after) {
                         let node = pod.spec.as_ref().and_then(|spec| spec.node_name.clone());
@@ -174,44 +167,33 @@ impl Runner {
                     }
                 }
             }
-            Err(error) => {
-                tracing::warn!(%error, "node controllers: watch interrupted, trying again");
-                return;
-            }
         }
-        for name in dirty {
-            self.queue.add(name);
-        }
+        dirty
     }
 
-    fn next_due(&self) -> Option<Instant> {
-        let complete = self.nodes.is_complete() && self.pods.is_complete() && self.leases.is_complete();
-        if !complete || self.tasks.len() >= PARALLEL {
-            return None;
+    fn decide(&mut self, name: &String) -> Next<Vec<Written>> {
+        let (actions, again) = self.plan(name);
+        if actions.is_empty() {
+            return Next::later(again);
         }
-        self.queue.next_due()
+        Next::requests(carry_out(self.client.clone(), actions), again)
     }
 
-    fn start(&mut self) {
-        while self.tasks.len() < PARALLEL
-            && let Some(name) = self.queue.take()
-        {
-            let (actions, again) = self.plan(&name);
-            if let Some(again) = again {
-                self.queue.add_at(name.clone(), Instant::now() + again);
+    fn done(&mut self, _: &String, written: Vec<Written>) -> bool {
+        for written in written {
+            match written {
+                Written::Node(node) => self.nodes.wrote(*node),
+                Written::Pod(mut pod) => {
+                    slim(&mut pod);
+                    self.pods.wrote(*pod);
+                }
             }
-            if actions.is_empty() {
-                self.queue.done(&name);
-                continue;
-            }
-            let client = self.client.clone();
-            self.tasks.spawn(async move {
-                let outcome = carry_out(&client, actions).await;
-                (name, outcome)
-            });
         }
+        false
     }
+}
 
+impl Nodes {
     fn plan(&mut self, name: &str) -> (Vec<Action>, Option<Duration>) {
         let now = Instant::now();
         let pods: Vec<Arc<Pod>> = self
@@ -298,35 +280,9 @@ impl Runner {
             .collect();
         (actions, None)
     }
-
-    fn finished(&mut self, done: Result<(String, Outcome), JoinError>) {
-        let (name, (written, error)) = match done {
-            Ok(done) => done,
-            Err(error) => {
-                tracing::error!(%error, "node controllers: a task ended early");
-                return;
-            }
-        };
-        for written in written {
-            match written {
-                Written::Node(node) => self.nodes.wrote(*node),
-                Written::Pod(mut pod) => {
-                    slim(&mut pod);
-                    self.pods.wrote(*pod);
-                }
-            }
-        }
-        match error {
-            None => self.queue.done(&name),
-            Some(error) => {
-                let wait = self.queue.failed(&name);
-                tracing::warn!(node = name, error, retry_in = ?wait, "node controllers: not all was done");
-            }
-        }
-    }
 }
 
-async fn carry_out(client: &Client, actions: Vec<Action>) -> Outcome {
+async fn carry_out(client: Client, actions: Vec<Action>) -> (Vec<Written>, Result<(), String>) {
     let nodes: Api<Node> = Api::all(client.clone());
     let params = PatchParams {
         field_manager: Some(MANAGER.to_owned()),
@@ -364,6 +320,7 @@ async fn carry_out(client: &Client, actions: Vec<Action>) -> Outcome {
                 reason,
             } => {
                 let about = events::About {
+                    component: events::CONTROLLERS,
                     api_version: "v1".into(),
                     kind: "Pod".into(),
                     namespace: namespace.clone(),
@@ -379,7 +336,7 @@ async fn carry_out(client: &Client, actions: Vec<Action>) -> Outcome {
                     ..DeleteParams::default()
                 };
                 let message = format!("Marking for deletion Pod {namespace}/{pod}");
-                events::normal(client, &about, reason, &message).await;
+                events::normal(&client, &about, reason, &message).await;
                 Api::<Pod>::namespaced(client.clone(), &namespace)
                     .delete(&pod, &delete)
                     .await
@@ -390,8 +347,8 @@ async fn carry_out(client: &Client, actions: Vec<Action>) -> Outcome {
             Ok(object) => written.extend(object),
             // Gone, or changed meanwhile: the watch will tell.
             Err(kube::Error::Api(status)) if status.code == 404 => {}
-            Err(error) => return (written, Some(format!("{what}: {error}"))),
+            Err(error) => return (written, Err(format!("{what}: {error}"))),
         }
     }
-    (written, None)
+    (written, Ok(()))
 }

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt as _;
-use futures::stream::{self, BoxStream};
+use futures::stream;
 use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment, ReplicaSet};
 use k8s_openapi::api::core::v1::{Node, Pod, ReplicationController};
@@ -23,21 +23,15 @@ use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams, Preconditions
 use kube::runtime::{WatchStreamExt as _, watcher};
 use kube::{Client, ResourceExt as _};
 use serde_json::{Value, json};
-use tokio::task::{JoinError, JoinSet};
-use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::events;
 use super::objects::{Objects, Transition};
-use super::queue::{Queue, sleep_until};
+use super::work::{Changes, Controller, Next, drive};
 use replicas::Set;
 
 /// Label that tells a ReplicaSet's pods from those of another one of the same Deployment.
 const TEMPLATE_HASH: &str = "pod-template-hash";
-/// How long changes are collected before an object is looked at.
-const BATCH: Duration = Duration::from_millis(10);
-/// Objects that are worked on at the same time.
-const PARALLEL: usize = 16;
 /// Requests for one object at the same time.
 const REQUESTS: usize = 16;
 /// Who writes, as `managedFields` names it.
@@ -75,6 +69,7 @@ impl Subject {
 
     fn reference(&self) -> events::About {
         events::About {
+            component: events::CONTROLLERS,
             api_version: self.api_version.to_owned(),
             kind: self.kind.to_owned(),
             namespace: self.namespace.clone(),
@@ -166,15 +161,7 @@ enum Written {
     ReplicationController(Box<ReplicationController>),
 }
 
-#[derive(Default)]
-struct Outcome {
-    written: Vec<Written>,
-    error: Option<String>,
-}
-
-type Observed = Result<Change, watcher::Error>;
-
-fn changes(client: &Client) -> BoxStream<'static, Observed> {
+fn changes(client: &Client) -> Changes<Change> {
     macro_rules! watch {
         ($kind:ident) => {
             watcher(
@@ -200,22 +187,12 @@ fn changes(client: &Client) -> BoxStream<'static, Observed> {
 
 /// Runs until `shutdown` is cancelled. The API may come and go meanwhile.
 pub async fn run(client: Client, shutdown: CancellationToken) {
-    let mut changes = changes(&client);
-    let mut runner = Runner {
+    let changes = changes(&client);
+    let workloads = Workloads {
         client,
         view: View::default(),
-        queue: Queue::new(),
-        tasks: JoinSet::new(),
     };
-    loop {
-        let due = runner.next_due();
-        tokio::select! {
-            () = shutdown.cancelled() => return,
-            Some(change) = changes.next() => runner.observe(change),
-            Some(done) = runner.tasks.join_next() => runner.finished(done),
-            () = sleep_until(due) => runner.start(),
-        }
-    }
+    drive(workloads, changes, shutdown).await;
 }
 
 /// What the API holds, as far as the watches have told.
@@ -395,95 +372,60 @@ fn node_matters(transition: &Transition<Node>) -> bool {
     }
 }
 
-struct Runner {
+struct Workloads {
     client: Client,
     view: View,
-    queue: Queue<Key>,
-    tasks: JoinSet<(Key, Outcome)>,
 }
 
-impl Runner {
-    fn observe(&mut self, change: Observed) {
-        match change {
-            Ok(change) => {
-                let at = Instant::now() + BATCH;
-                for key in self.view.observe(change) {
-                    self.queue.add_at(key, at);
-                }
-            }
-            Err(error) => tracing::warn!(%error, "workload controllers: watch interrupted, trying again"),
-        }
+impl Controller for Workloads {
+    type Key = Key;
+    type Change = Change;
+    type Done = Vec<Written>;
+    const NAME: &'static str = "workload controllers";
+    const PARALLEL: usize = 16;
+    const BATCH: Duration = Duration::from_millis(10);
+
+    fn is_complete(&self) -> bool {
+        self.view.is_complete()
     }
 
-    fn next_due(&self) -> Option<Instant> {
-        if !self.view.is_complete() || self.tasks.len() >= PARALLEL {
-            return None;
-        }
-        self.queue.next_due()
+    fn observe(&mut self, change: Change) -> Vec<Key> {
+        self.view.observe(change)
     }
 
-    fn start(&mut self) {
-        while self.tasks.len() < PARALLEL
-            && let Some(key) = self.queue.take()
-        {
-            let plan = self.view.plan(&key, Timestamp::now());
-            if let Some(seconds) = plan.again {
-                let wait = Duration::from_secs(seconds.clamp(1, 3600).unsigned_abs());
-                self.queue.add_at(key.clone(), Instant::now() + wait);
-            }
-            if plan.actions.is_empty() {
-                self.queue.done(&key);
-                continue;
-            }
-            let client = self.client.clone();
-            self.tasks.spawn(async move {
-                let outcome = carry_out(&client, plan.actions).await;
-                (key, outcome)
-            });
+    fn decide(&mut self, key: &Key) -> Next<Vec<Written>> {
+        let plan = self.view.plan(key, Timestamp::now());
+        let again = plan
+            .again
+            .map(|seconds| Duration::from_secs(seconds.clamp(1, 3600).unsigned_abs()));
+        if plan.actions.is_empty() {
+            return Next::later(again);
         }
+        Next::requests(carry_out(self.client.clone(), plan.actions), again)
     }
 
-    fn finished(&mut self, done: Result<(Key, Outcome), JoinError>) {
-        let (key, outcome) = match done {
-            Ok(done) => done,
-            Err(error) => {
-                tracing::error!(%error, "workload controllers: a task ended early");
-                return;
-            }
-        };
-        for written in outcome.written {
+    fn done(&mut self, _: &Key, written: Vec<Written>) -> bool {
+        for written in written {
             self.view.wrote(written);
         }
-        match outcome.error {
-            None => {
-                self.queue.done(&key);
-                // What was written is the ground for what comes next.
-                self.queue.add_at(key, Instant::now() + BATCH);
-            }
-            Some(error) => {
-                let wait = self.queue.failed(&key);
-                tracing::warn!(?key, error, retry_in = ?wait, "workload controllers: not all was done");
-            }
-        }
+        // What was written is the ground for what comes next.
+        true
     }
 }
 
 /// Carries out what belongs to one object. Requests run side by side; the first failure keeps the rest from starting.
-async fn carry_out(client: &Client, actions: Vec<Action>) -> Outcome {
-    let mut outcome = Outcome::default();
+async fn carry_out(client: Client, actions: Vec<Action>) -> (Vec<Written>, Result<(), String>) {
+    let mut written = Vec::new();
     let mut results = stream::iter(actions)
-        .map(|action| carry_out_one(client, action))
+        .map(|action| carry_out_one(&client, action))
         .buffer_unordered(REQUESTS);
     while let Some(result) = results.next().await {
         match result {
-            Ok(written) => outcome.written.extend(written),
-            Err(error) => {
-                outcome.error = Some(error);
-                break;
-            }
+            Ok(object) => written.extend(object),
+            Err(error) => return (written, Err(error)),
         }
     }
-    outcome
+    (written, Ok(()))
 }
 
 async fn carry_out_one(client: &Client, action: Action) -> Result<Option<Written>, String> {

@@ -7,42 +7,12 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Pod, PodTemplateSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta, OwnerReference};
 
-/// The controller of an object.
-pub(super) fn controller(meta: &ObjectMeta) -> Option<&OwnerReference> {
-    meta.owner_references
-        .iter()
-        .flatten()
-        .find(|owner| owner.controller == Some(true))
-}
+use crate::controllers::labels;
+pub(super) use crate::controllers::placement::controller;
 
 /// Whether the labels fit the selector. An empty selector selects nothing: every kind here refuses it.
 pub(super) fn selects(selector: &LabelSelector, labels: Option<&BTreeMap<String, String>>) -> bool {
-    let get = |key: &str| labels.and_then(|labels| labels.get(key));
-    let wanted = selector.match_labels.iter().flatten();
-    let terms = selector.match_expressions.iter().flatten();
-    let mut any = false;
-    for (key, value) in wanted {
-        any = true;
-        if get(key) != Some(value) {
-            return false;
-        }
-    }
-    for term in terms {
-        any = true;
-        let value = get(&term.key);
-        let listed = value.is_some_and(|value| term.values.iter().flatten().any(|listed| listed == value));
-        let fits = match term.operator.as_str() {
-            "In" => listed,
-            "NotIn" => !listed,
-            "Exists" => value.is_some(),
-            "DoesNotExist" => value.is_none(),
-            _ => false,
-        };
-        if !fits {
-            return false;
-        }
-    }
-    any
+    !labels::is_empty(selector) && labels::fit(selector, labels)
 }
 
 /// Neither ended nor about to.
