@@ -11,4 +11,5 @@ pub mod frontend;
 pub mod maps;
 pub mod nic;
 pub mod ops;
+mod pod;
 pub mod sock;

@@ -7,7 +7,7 @@ use aya_ebpf::macros::btf_map;
 use dataplane_common::abi::{
     Addr, Affinity, AffinityKey, Backend, BackendHealth, BackendStats, COUNTERS as COUNTER_NAMES, Counter,
     Device, Event, Flow, FlowKey, FragmentKey, FragmentPorts, FrontendKey, FrontendValue, NetnsAddrs,
-    NodeConfig, Service, ServiceStats, Slot, SockFlow, SockOrigin, SockOriginKey, SockState,
+    NodeConfig, Pod, PodDevice, Service, ServiceStats, Slot, SockFlow, SockOrigin, SockOriginKey, SockState,
 };
 
 const MMAPABLE: usize = BPF_F_MMAPABLE as usize;
@@ -103,6 +103,14 @@ pub static NAT: LruHashMap<FlowKey, Flow, 65_536> = LruHashMap::new();
 /// word is the trie's.
 #[btf_map]
 pub static MASQUERADE: LpmTrie<[u32; 4], u32, 4096> = LpmTrie::new();
+
+/// Pods of this node, by address.
+#[btf_map]
+pub static PODS: HashMap<Addr, Pod, 8192, NO_PREALLOC> = HashMap::new();
+
+/// Their devices, by index.
+#[btf_map]
+pub static POD_DEVICES: HashMap<u32, PodDevice, 4096, NO_PREALLOC> = HashMap::new();
 
 /// Ports of fragmented datagrams.
 #[btf_map]

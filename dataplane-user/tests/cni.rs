@@ -21,9 +21,10 @@ use lan::{Lan, Netns, within};
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
-const STEPS: [&str; 9] = [
+const STEPS: [&str; 10] = [
     "create link",
     "configure link",
+    "serve pod",
     "configure pod",
     "route to pod",
     "create file",
@@ -99,7 +100,7 @@ impl Node {
         self.service = None;
         let (config, network, socket) = (self.config(), self.network.subscribe(), self.socket());
         let (service, server) = self.host.enter(|| {
-            let service = Arc::new(Service::open(config, network).unwrap());
+            let service = Arc::new(Service::open(config, network, None).unwrap());
             let server = Server::start(&socket, Arc::clone(&service)).unwrap();
             (service, server)
         });

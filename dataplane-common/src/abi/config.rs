@@ -116,6 +116,8 @@ pub mod masquerade {
     pub const SOURCE: u32 = 1 << 0;
     /// Not the world: pods' packets go there with their own address.
     pub const EXEMPT: u32 = 1 << 1;
+    /// Pods of other nodes. Without [`SOURCE`] it is also what the network of all pods has.
+    pub const REMOTE_PODS: u32 = 1 << 2;
 }
 
 const _: () = {

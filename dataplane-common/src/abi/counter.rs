@@ -65,10 +65,18 @@ pub enum Counter {
     EventLost = 29,
     /// Calls left alone because their network namespace opts out.
     OptedOut = 30,
+    /// Dropped: a pod sent with a source that is not its own.
+    SourceForeign = 31,
+    /// Dropped: more than a pod's bandwidth.
+    OverLimit = 32,
+    /// Packets between pods that went past the node's routing and netfilter.
+    ShortWay = 33,
+    /// Packets between pods that the node's own forwarding had to carry.
+    LongWay = 34,
 }
 
 /// Every counter, in order, with the name that metrics and `beeline status` show.
-pub const COUNTERS: [(Counter, &str); 31] = [
+pub const COUNTERS: [(Counter, &str); 35] = [
     (Counter::Connected, "connected"),
     (Counter::DatagramTranslated, "datagram_translated"),
     (Counter::NoBackend, "no_backend"),
@@ -100,6 +108,10 @@ pub const COUNTERS: [(Counter, &str); 31] = [
     (Counter::PacketUnmasqueraded, "packet_unmasqueraded"),
     (Counter::EventLost, "event_lost"),
     (Counter::OptedOut, "opted_out"),
+    (Counter::SourceForeign, "source_foreign"),
+    (Counter::OverLimit, "over_limit"),
+    (Counter::ShortWay, "short_way"),
+    (Counter::LongWay, "long_way"),
 ];
 
 const _: () = {

@@ -11,6 +11,7 @@ mod counter;
 mod flow;
 mod frontend;
 mod health;
+mod pod;
 mod service;
 mod socket;
 
@@ -24,6 +25,7 @@ pub use counter::{COUNTERS, Counter};
 pub use flow::{Affinity, AffinityKey, Flow, FlowKey, FragmentKey, FragmentPorts, flow_flag, flow_role};
 pub use frontend::{FrontendKey, FrontendValue, frontend_class, frontend_flag, frontend_kind, protocol};
 pub use health::{BackendHealth, Event, event_kind};
+pub use pod::{Limit, Pod, PodDevice, pod_flag};
 pub use service::{Service, ServiceStats, SetWord, Slot, SourceRangeKey, algorithm, service_flag};
 pub use socket::{NetnsAddrs, SockFlow, SockOrigin, SockOriginKey, SockState};
 
@@ -76,6 +78,10 @@ pub mod map_name {
     pub const NAT: &str = "NAT";
     /// Trie: [`super::MasqueradeKey`] to `u32` of [`super::masquerade`].
     pub const MASQUERADE: &str = "MASQUERADE";
+    /// Hash: [`super::Addr`] to [`super::Pod`]: pods of this node.
+    pub const PODS: &str = "PODS";
+    /// Hash: interface index (`u32`) of a pod's device to [`super::PodDevice`].
+    pub const POD_DEVICES: &str = "POD_DEVICES";
     /// LRU hash: [`super::FragmentKey`] to [`super::FragmentPorts`].
     pub const FRAGMENTS: &str = "FRAGMENTS";
     /// Ring buffer of [`super::Event`].
@@ -87,11 +93,12 @@ pub mod map_name {
 }
 
 #[cfg(feature = "user")]
-mod pod {
+mod plain {
     use super::{
         Addr, Affinity, AffinityKey, Backend, BackendHealth, BackendStats, Device, Event, Flow, FlowKey,
-        FragmentKey, FragmentPorts, FrontendKey, FrontendValue, MasqueradeKey, NetnsAddrs, NodeConfig,
-        Service, ServiceStats, Slot, SockFlow, SockOrigin, SockOriginKey, SockState, SourceRangeKey,
+        FragmentKey, FragmentPorts, FrontendKey, FrontendValue, Limit, MasqueradeKey, NetnsAddrs, NodeConfig,
+        Pod, PodDevice, Service, ServiceStats, Slot, SockFlow, SockOrigin, SockOriginKey, SockState,
+        SourceRangeKey,
     };
 
     macro_rules! pod {
@@ -115,9 +122,12 @@ mod pod {
         FragmentPorts,
         FrontendKey,
         FrontendValue,
+        Limit,
         MasqueradeKey,
         NetnsAddrs,
         NodeConfig,
+        Pod,
+        PodDevice,
         Service,
         ServiceStats,
         Slot,

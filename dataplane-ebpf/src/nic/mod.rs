@@ -14,7 +14,7 @@ mod pods;
 mod reject;
 mod rewrite;
 mod service;
-mod skb;
+pub(crate) mod skb;
 
 use aya_ebpf::bindings::{__sk_buff, BPF_ANY};
 use aya_ebpf::btf_maps::PerCpuArray;
@@ -25,10 +25,12 @@ use dataplane_common::abi::{
 };
 use dataplane_common::packet::{Head, Outcome, head_flag, parse};
 
+pub(crate) use self::pods::class as masquerade_class;
 use self::rewrite::{Side, rewrite};
 use self::service::Found;
 use self::skb::Skb;
 use crate::maps::{CONFIG, CONNTRACK, DEVICES, FRAGMENTS, NAT, count};
+use crate::pod;
 
 /// Verdict: on to the next program, and then to the stack.
 const PASS: i32 = -1;
@@ -132,6 +134,9 @@ pub fn ingress(skb: *mut __sk_buff) -> i32 {
     let Some((device, config, scratch)) = environment(skb) else {
         return PASS;
     };
+    if let Some(verdict) = pod::ingress(skb, device, config) {
+        return verdict;
+    }
     if !read(skb, device, scratch, 0) {
         return PASS;
     }
@@ -213,8 +218,8 @@ fn towards_backend(
     if flags & config_flag::FOREIGN_FLOWS != 0 && !flow::opens(&scratch.head) {
         return Err(PASS);
     }
-    let pod = device.flags & device_flag::POD != 0;
-    match service::choose(scratch, config, pod, now) {
+    let from_pod = device.flags & device_flag::POD != 0;
+    match service::choose(scratch, config, from_pod, now) {
         Found::Nothing => {
             flow::give_way(scratch, now);
             return Err(PASS);
@@ -230,6 +235,9 @@ fn towards_backend(
     if !flow::create(scratch, unsafe { &*config }, now) {
         return Err(drop_for(Counter::FlowLost));
     }
+    if from_pod {
+        pod::translated(&scratch.head.src);
+    }
     scratch.target.addr = scratch.flow.addr;
     scratch.target.port = scratch.flow.port;
     scratch.target.other = scratch.flow.client_port;
@@ -243,6 +251,9 @@ pub fn egress(skb: *mut __sk_buff) -> i32 {
     let Some((device, config, scratch)) = environment(skb) else {
         return PASS;
     };
+    if !pod::egress(skb, device) {
+        return DROP;
+    }
     if !read(skb, device, scratch, 1) {
         return PASS;
     }

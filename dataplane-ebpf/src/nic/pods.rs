@@ -11,7 +11,7 @@ use crate::maps::{MASQUERADE, NAT};
 
 /// What is known of an address: flags of [`masquerade`]; 0 is the world.
 #[inline(always)]
-fn class(addr: &Addr) -> u32 {
+pub(crate) fn class(addr: &Addr) -> u32 {
     let key = Key::new(128, addr.words_be());
     match MASQUERADE.get(&key) {
         Some(class) => *class,

@@ -17,7 +17,7 @@ use dataplane_common::packet::Load;
 
 /// A packet, from its link-layer header on.
 #[derive(Clone, Copy)]
-pub(super) struct Skb(pub(super) *mut __sk_buff);
+pub(crate) struct Skb(pub(crate) *mut __sk_buff);
 
 impl Load for Skb {
     #[inline(always)]
@@ -32,7 +32,7 @@ macro_rules! field {
     ($name:ident) => {
         #[doc = concat!("`__sk_buff.", stringify!($name), "`.")]
         #[inline(always)]
-        pub(super) fn $name(&self) -> u32 {
+        pub(crate) fn $name(&self) -> u32 {
             // SAFETY: the kernel hands in a valid context.
             unsafe { (&raw const (*self.0).$name).read_volatile() }
         }
@@ -44,23 +44,24 @@ impl Skb {
     field!(mark);
     field!(ifindex);
     field!(protocol);
+    field!(gso_size);
 
     /// Sets the packet's mark.
     #[inline(always)]
-    pub(super) fn set_mark(&self, mark: u32) {
+    pub(crate) fn set_mark(&self, mark: u32) {
         // SAFETY: the field may be written.
         unsafe { (&raw mut (*self.0).mark).write_volatile(mark) };
     }
 
     /// The Ethernet type as a number.
     #[inline(always)]
-    pub(super) fn ethertype(&self) -> u16 {
+    pub(crate) fn ethertype(&self) -> u16 {
         u16::from_be((self.protocol() & 0xffff) as u16)
     }
 
     /// Four bytes as they lie in the packet, 0 if they are not there.
     #[inline(always)]
-    pub(super) fn word(&self, offset: u32) -> Option<u32> {
+    pub(crate) fn word(&self, offset: u32) -> Option<u32> {
         let mut bytes = [0; 4];
         if self.load(offset, &mut bytes) {
             Some(u32::from_ne_bytes(bytes))
@@ -71,7 +72,7 @@ impl Skb {
 
     /// Two bytes as they lie in the packet.
     #[inline(always)]
-    pub(super) fn half(&self, offset: u32) -> Option<u16> {
+    pub(crate) fn half(&self, offset: u32) -> Option<u16> {
         let mut bytes = [0; 2];
         if self.load(offset, &mut bytes) {
             Some(u16::from_ne_bytes(bytes))
@@ -92,7 +93,7 @@ impl Skb {
     /// Replaces bytes whose change the checksum that covers them follows, so that the sum of the whole packet (what a
     /// device that checks it has left in it) stays the same.
     #[inline(always)]
-    pub(super) fn store<T>(&self, offset: u32, value: &T) -> bool {
+    pub(crate) fn store<T>(&self, offset: u32, value: &T) -> bool {
         self.put(offset, value, 0)
     }
 
@@ -102,13 +103,13 @@ impl Skb {
     /// checksum for a change of the sum, because in IPv4 the header's own checksum makes up for the address (kernel
     /// commit ead7f9b8de65 tells of it).
     #[inline(always)]
-    pub(super) fn store_summed<T>(&self, offset: u32, value: &T) -> bool {
+    pub(crate) fn store_summed<T>(&self, offset: u32, value: &T) -> bool {
         self.put(offset, value, u64::from(BPF_F_RECOMPUTE_CSUM))
     }
 
     /// Follows a change in the header of IPv4 whose checksum is at `offset`.
     #[inline(always)]
-    pub(super) fn change_header(&self, offset: u32, change: u32) -> bool {
+    pub(crate) fn change_header(&self, offset: u32, change: u32) -> bool {
         // SAFETY: the context is valid.
         unsafe { bpf_l3_csum_replace(self.0, offset, 0, u64::from(change), 0) == 0 }
     }
@@ -116,7 +117,7 @@ impl Skb {
     /// Follows a change of the pseudo header in the transport checksum at `offset`. A checksum of UDP that is 0 is none
     /// and stays so.
     #[inline(always)]
-    pub(super) fn change_pseudo(&self, offset: u32, change: u32, udp: bool) -> bool {
+    pub(crate) fn change_pseudo(&self, offset: u32, change: u32, udp: bool) -> bool {
         let mangled = if udp { BPF_F_MARK_MANGLED_0 } else { 0 };
         // SAFETY: the context is valid.
         unsafe {
@@ -133,7 +134,7 @@ impl Skb {
     /// Follows a change of what the transport checksum at `offset` covers. Where a device is still going to compute that
     /// checksum, nothing changes.
     #[inline(always)]
-    pub(super) fn change_payload(&self, offset: u32, change: u32, udp: bool) -> bool {
+    pub(crate) fn change_payload(&self, offset: u32, change: u32, udp: bool) -> bool {
         let mangled = if udp { BPF_F_MARK_MANGLED_0 } else { 0 };
         // SAFETY: the context is valid.
         unsafe { bpf_l4_csum_replace(self.0, offset, 0, u64::from(change), u64::from(mangled)) == 0 }

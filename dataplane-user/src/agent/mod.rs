@@ -263,8 +263,8 @@ pub async fn run(config: AgentConfig) -> anyhow::Result<()> {
 
     let _network = match (&config.network, &client) {
         (Some(network), Some(client)) => {
-            let table = kernel.masquerade_table()?;
-            let started = overlay::run::start(network.clone(), client.clone(), table, fatal.clone());
+            let tables = (kernel.masquerade_table()?, kernel.pod_table()?);
+            let started = overlay::run::start(network.clone(), client.clone(), tables, fatal.clone());
             let started = started.context("start the pod network")?;
             tokio::spawn(cni::hostports::follow(
                 Arc::clone(&started.service),

@@ -3,6 +3,7 @@
 //! The gateway is a link-local address with a permanent neighbour entry in the pod. That works on any node; proxy ARP, which
 //! others use for this, answers only where the node has a route to the gateway's address.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -64,15 +65,25 @@ fn failed(what: impl std::fmt::Display) -> impl FnOnce(io::Error) -> io::Error {
     move |error| io::Error::new(error.kind(), format!("{what}: {error}"))
 }
 
-/// Makes it. On failure the caller removes what there is of it by [`remove`].
+/// Makes it. On failure the caller removes what there is of it by [`remove`]. `before` is called with the device and its
+/// index before the pod can send by it.
 ///
 /// # Errors
 ///
 /// Names the step.
-pub fn create(wish: &Wish, pod: &File, faults: &Faults) -> io::Result<Device> {
-    let host_mac = random_mac();
-    let mac = wish.mac.unwrap_or_else(random_mac);
-    netns::block_on(async {
+pub fn create(
+    wish: &Wish,
+    pod: &File,
+    faults: &Faults,
+    before: impl FnOnce(&Device, u32) -> io::Result<()>,
+) -> io::Result<Device> {
+    let device = Device {
+        name: wish.name.clone(),
+        host_mac: random_mac(),
+        mac: wish.mac.unwrap_or_else(random_mac),
+        mtu: wish.mtu,
+    };
+    let index = netns::block_on(async {
         let netlink = Netlink::open()?;
         // Nobody else has this name: what is there is of an ADD that was cut off.
         if let Some(stale) = find(&netlink, &wish.name).await? {
@@ -82,7 +93,7 @@ pub fn create(wish: &Wish, pod: &File, faults: &Faults) -> io::Result<Device> {
                 .map_err(failed("remove what an earlier ADD left"))?;
         }
         faults.check("create link")?;
-        let message = veth(wish, (host_mac, mac), pod);
+        let message = veth(wish, &device, pod);
         netlink
             .request(RouteNetlinkMessage::NewLink(message), NLM_F_CREATE | NLM_F_EXCL)
             .await
@@ -92,20 +103,22 @@ pub fn create(wish: &Wish, pod: &File, faults: &Faults) -> io::Result<Device> {
             )))?;
         faults.check("configure link")?;
         let link = find(&netlink, &wish.name).await?.ok_or(io::ErrorKind::NotFound)?;
-        in_node(&netlink, wish, &link).await
+        in_node(&netlink, wish, &link).await?;
+        Ok(link.index)
     })?;
+    faults.check("serve pod")?;
+    before(&device, index)?;
     netns::enter(pod, || {
         netns::block_on(async {
             faults.check("configure pod")?;
-            in_pod(&Netlink::open()?, wish, host_mac).await
+            in_pod(&Netlink::open()?, wish, device.host_mac).await
         })
     })?;
     faults.check("route to pod")?;
     netns::block_on(async {
         let netlink = Netlink::open()?;
-        let link = find(&netlink, &wish.name).await?.ok_or(io::ErrorKind::NotFound)?;
         for ip in &wish.ips {
-            let route = route(IpNet::from(*ip), None, link.index);
+            let route = route(IpNet::from(*ip), None, index);
             netlink
                 .set_route(&route, None)
                 .await
@@ -113,12 +126,7 @@ pub fn create(wish: &Wish, pod: &File, faults: &Faults) -> io::Result<Device> {
         }
         Ok(())
     })?;
-    Ok(Device {
-        name: wish.name.clone(),
-        host_mac,
-        mac,
-        mtu: wish.mtu,
-    })
+    Ok(device)
 }
 
 /// Removes the pair by the name in the node, and with it all routes to the pod. Fine if it is not there.
@@ -141,12 +149,12 @@ pub fn remove(name: &str) -> io::Result<()> {
     })
 }
 
-/// Names of all devices in this namespace.
+/// All devices of this namespace: their indexes by name.
 ///
 /// # Errors
 ///
 /// The kernel's.
-pub fn names() -> io::Result<Vec<String>> {
+pub fn all() -> io::Result<BTreeMap<String, u32>> {
     netns::block_on(async {
         let links: Vec<LinkMessage> = Netlink::open()?
             .handle()
@@ -156,7 +164,8 @@ pub fn names() -> io::Result<Vec<String>> {
             .try_collect()
             .await
             .map_err(io::Error::other)?;
-        Ok(links.iter().map(|message| netlink::link(message).name).collect())
+        let found = links.iter().map(netlink::link);
+        Ok(found.map(|link| (link.name, link.index)).collect())
     })
 }
 
@@ -241,12 +250,12 @@ async fn find(netlink: &Netlink, name: &str) -> io::Result<Option<Link>> {
     }
 }
 
-fn veth(wish: &Wish, (host_mac, mac): (Mac, Mac), pod: &File) -> LinkMessage {
+fn veth(wish: &Wish, device: &Device, pod: &File) -> LinkMessage {
     let mut peer = LinkMessage::default();
     peer.attributes = vec![
         LinkAttribute::IfName(wish.ifname.clone()),
         LinkAttribute::Mtu(wish.mtu),
-        LinkAttribute::Address(mac.0.to_vec()),
+        LinkAttribute::Address(device.mac.0.to_vec()),
         LinkAttribute::NetNsFd(pod.as_raw_fd()),
     ];
     let mut message = LinkMessage::default();
@@ -254,7 +263,7 @@ fn veth(wish: &Wish, (host_mac, mac): (Mac, Mac), pod: &File) -> LinkMessage {
         LinkAttribute::IfName(wish.name.clone()),
         LinkAttribute::Mtu(wish.mtu),
         // given, so that nobody changes it: the pod has it as its gateway's for ever
-        LinkAttribute::Address(host_mac.0.to_vec()),
+        LinkAttribute::Address(device.host_mac.0.to_vec()),
         LinkAttribute::LinkInfo(vec![
             LinkInfo::Kind(InfoKind::Veth),
             LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(peer))),

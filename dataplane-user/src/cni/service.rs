@@ -18,6 +18,7 @@ use tracing::{info, warn};
 
 use super::device::{self, Wish};
 use super::netns;
+use super::serving::Serving;
 use super::store::{self, Attachment, Store};
 use crate::ipam::{self, Ipam, IpamError, Use};
 use crate::overlay::{View, sysctl};
@@ -52,6 +53,8 @@ impl Default for Config {
 pub struct Service {
     config: Config,
     network: watch::Receiver<View>,
+    /// The packet programs, if there are any.
+    serving: Option<Serving>,
     state: Mutex<State>,
     idle: Condvar,
     changed: watch::Sender<u64>,
@@ -95,13 +98,17 @@ impl Service {
     /// # Errors
     ///
     /// When the state cannot be read or the kernel not be asked.
-    pub fn open(config: Config, network: watch::Receiver<View>) -> io::Result<Self> {
+    pub fn open(
+        config: Config,
+        network: watch::Receiver<View>,
+        serving: Option<Serving>,
+    ) -> io::Result<Self> {
         let mut store = Store::open(config.state_dir.join("attachments"), config.faults.clone())?;
-        let devices: BTreeSet<String> = device::names()?.into_iter().collect();
+        let devices = device::all()?;
         let boot = store::boot_id();
         for (key, attachment) in store.all().clone() {
             let gone = match &attachment.device {
-                Some(device) => !devices.contains(&device.name),
+                Some(device) => !devices.contains_key(&device.name),
                 None => attachment.boot != boot,
             };
             if gone {
@@ -116,7 +123,7 @@ impl Service {
             .map(|d| d.name.as_str())
             .collect();
         for name in devices
-            .iter()
+            .keys()
             .filter(|name| store::is_device(name) && !known.contains(name.as_str()))
         {
             info!(device = name, "no attachment knows it: it is removed");
@@ -148,6 +155,11 @@ impl Service {
                 warn!(key = %attachment.key, %error, "two attachments have one address");
             }
         }
+        if let Some(serving) = &serving
+            && let Err(error) = serve_again(serving, &store, &devices)
+        {
+            warn!(%error, "the packet programs do not know all pods: some are not limited, and take the long way");
+        }
         let state = State {
             store,
             ipam,
@@ -156,6 +168,7 @@ impl Service {
         let service = Self {
             config,
             network,
+            serving,
             state: Mutex::new(state),
             idle: Condvar::new(),
             changed: watch::Sender::new(0),
@@ -261,6 +274,9 @@ impl Service {
         let result = self.make(add, netns, &network, &name, &ips);
         if result.is_err() {
             // in reverse; what fails here is found by the next start
+            if let Err(error) = self.serve_no_more(&ips) {
+                warn!(device = name, %error, "the packet programs still know the pod of a failed ADD");
+            }
             if let Err(error) = device::remove(&name) {
                 warn!(device = name, %error, "what is left of a failed ADD cannot be removed");
             }
@@ -293,7 +309,11 @@ impl Service {
             ips: ips.to_vec(),
             subnets: network.subnets.clone(),
         };
-        let device = device::create(&wish, netns, &self.config.faults).map_err(failed)?;
+        let serve = |device: &store::Device, index| match &self.serving {
+            Some(serving) => serving.begin(device, index, ips, add.bandwidth.as_ref()),
+            None => Ok(()),
+        };
+        let device = device::create(&wish, netns, &self.config.faults, serve).map_err(failed)?;
         let added = Added {
             host: Some((device.name.clone(), device.host_mac)),
             mac: Some(device.mac),
@@ -312,23 +332,26 @@ impl Service {
         Ok(added)
     }
 
+    fn serve_no_more(&self, ips: &[IpAddr]) -> io::Result<()> {
+        self.serving.as_ref().map_or(Ok(()), |serving| serving.end(ips))
+    }
+
     /// Routes and device first, addresses last: nobody gets an address that packets still go to.
     fn del(&self, key: &Key) -> Result<(), Failure> {
         let _turn = self.turn(key);
         let failed = |what: &'static str| move |error: io::Error| Failure::because(code::FAILED, what, error);
-        let (known, device) = {
-            let state = self.lock();
-            let known = state.store.get(key);
-            (
-                known.is_some(),
-                known.and_then(|attachment| attachment.device.clone()),
-            )
-        };
-        let name = device.map_or_else(|| store::device_name(key), |device| device.name);
+        let known = self.lock().store.get(key).cloned();
+        let device = known.as_ref().and_then(|attachment| attachment.device.as_ref());
+        let name = device.map_or_else(|| store::device_name(key), |device| device.name.clone());
         let fault = |step| self.config.faults.check(step);
         fault("remove link")
             .and_then(|()| device::remove(&name))
             .map_err(failed("cannot remove the pod's device"))?;
+        if let Some(attachment) = &known {
+            self.serve_no_more(&attachment.ips)
+                .map_err(failed("cannot tell the packet programs"))?;
+        }
+        let known = known.is_some();
         let mut state = self.lock();
         if known {
             state
@@ -491,6 +514,20 @@ impl Service {
             }
         }
     }
+}
+
+/// Tells the packet programs of exactly the pods that are attached.
+fn serve_again(serving: &Serving, store: &Store, devices: &BTreeMap<String, u32>) -> io::Result<()> {
+    let mut known = BTreeSet::new();
+    for attachment in store.all().values() {
+        if let Some(device) = &attachment.device
+            && let Some(index) = devices.get(&device.name)
+        {
+            serving.begin(device, *index, &attachment.ips, attachment.bandwidth.as_ref())?;
+            known.insert(*index);
+        }
+    }
+    serving.retain(&known)
 }
 
 fn record(add: &Add) -> Attachment {

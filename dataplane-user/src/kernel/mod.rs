@@ -18,6 +18,7 @@ mod nic;
 mod node;
 mod object;
 mod pins;
+mod podtable;
 mod resize;
 mod syscall;
 mod transfer;
@@ -42,6 +43,7 @@ pub use masquerade::MasqueradeTable;
 pub use nic::{Direction, Hook, NicPrograms, PacketRun};
 pub use node::{NodeTables, range};
 pub use object::{MAPS, MapSpec};
+pub use podtable::PodTable;
 pub use resize::Step;
 pub use translations::Translations;
 
@@ -359,6 +361,15 @@ impl Kernel {
     /// If the pin is gone.
     pub fn masquerade_table(&self) -> Result<MasqueradeTable, KernelError> {
         MasqueradeTable::open(&self.info.pin_dir)
+    }
+
+    /// The pods of this node whose devices are ours.
+    ///
+    /// # Errors
+    ///
+    /// If a pin is gone.
+    pub fn pod_table(&self) -> Result<PodTable, KernelError> {
+        PodTable::open(&self.info.pin_dir)
     }
 
     /// The packet programs, for devices.

@@ -3,8 +3,9 @@
 use aya::maps::MapType;
 use dataplane_common::abi::{
     Addr, Affinity, AffinityKey, Backend, BackendHealth, BackendStats, COUNTERS, Device, Flow, FlowKey,
-    FragmentKey, FragmentPorts, FrontendKey, FrontendValue, MasqueradeKey, NetnsAddrs, NodeConfig, Service,
-    ServiceStats, Slot, SockFlow, SockOrigin, SockOriginKey, SockState, SourceRangeKey, map_name,
+    FragmentKey, FragmentPorts, FrontendKey, FrontendValue, MasqueradeKey, NetnsAddrs, NodeConfig, Pod,
+    PodDevice, Service, ServiceStats, Slot, SockFlow, SockOrigin, SockOriginKey, SockState, SourceRangeKey,
+    map_name,
 };
 
 use super::Sizes;
@@ -55,7 +56,7 @@ const fn spec<K, V>(name: &'static str, kind: MapType, flags: u32) -> MapSpec {
 }
 
 /// Every map that is pinned, with the sizes of the Rust types.
-pub const MAPS: [MapSpec; 24] = [
+pub const MAPS: [MapSpec; 26] = [
     spec::<FrontendKey, FrontendValue>(map_name::FRONTENDS, MapType::Hash, F_NO_PREALLOC),
     spec::<u32, Service>(map_name::SERVICES, MapType::Array, F_MMAPABLE),
     spec::<u32, Slot>(map_name::SLOTS, MapType::Array, F_MMAPABLE),
@@ -80,6 +81,8 @@ pub const MAPS: [MapSpec; 24] = [
     spec::<FlowKey, Flow>(map_name::NAT, MapType::LruHash, 0),
     spec::<FragmentKey, FragmentPorts>(map_name::FRAGMENTS, MapType::LruHash, 0),
     spec::<MasqueradeKey, u32>(map_name::MASQUERADE, MapType::LpmTrie, F_NO_PREALLOC),
+    spec::<Addr, Pod>(map_name::PODS, MapType::Hash, F_NO_PREALLOC),
+    spec::<u32, PodDevice>(map_name::POD_DEVICES, MapType::Hash, F_NO_PREALLOC),
     spec::<u32, u64>(map_name::COUNTERS, MapType::PerCpuArray, 0),
 ];
 

@@ -46,6 +46,11 @@ pub struct NetworkArgs {
     /// Networks that are not the world: pods' packets go there with their own address, as to other pods
     #[arg(long, value_delimiter = ',', value_name = "CIDR")]
     non_masquerade_cidrs: Vec<IpNet>,
+    /// Whether packets between pods go straight from device to device where they can, past this node's routing and netfilter;
+    /// switch it off where other programs' rules for pods are to be obeyed
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_value_t = true, default_missing_value = "true",
+          require_equals = true, action = clap::ArgAction::Set)]
+    pod_shortcut: bool,
     /// Socket of the CNI plugin
     #[arg(long, default_value = DEFAULT_SOCKET)]
     cni_socket: PathBuf,
@@ -68,6 +73,8 @@ pub struct NetworkConfig {
     pub socket: PathBuf,
     /// Networks that pods reach with their own address, besides the pods'.
     pub non_masquerade_cidrs: Vec<IpNet>,
+    /// Whether packets between pods go past the node's routing and netfilter.
+    pub pod_shortcut: bool,
 }
 
 impl NetworkArgs {
@@ -114,6 +121,7 @@ impl NetworkArgs {
             cni,
             socket: self.cni_socket.clone(),
             non_masquerade_cidrs: self.non_masquerade_cidrs.clone(),
+            pod_shortcut: self.pod_shortcut,
         }))
     }
 }

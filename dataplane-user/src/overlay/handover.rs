@@ -45,12 +45,12 @@ pub fn hand_over(places: &Places) -> io::Result<Vec<String>> {
     let attachments = places.cni_state_dir.join("attachments");
     if attachments.exists() {
         let store = Store::open(attachments, Faults::default())?;
-        let devices = device::names()?;
+        let devices = device::all()?;
         for attachment in store.all().values() {
             let Some(device) = &attachment.device else {
                 continue;
             };
-            let runs = devices.contains(&device.name);
+            let runs = devices.contains_key(&device.name);
             for ip in &attachment.ips {
                 done.extend(note(&places.host_local_dir, *ip, attachment, runs)?);
             }

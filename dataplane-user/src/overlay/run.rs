@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use dataplane_common::abi::masquerade::{EXEMPT, SOURCE};
+use dataplane_common::abi::masquerade::{EXEMPT, REMOTE_PODS, SOURCE};
 use ipnet::IpNet;
 use tokio::sync::{mpsc, watch};
 use tracing::{info, warn};
@@ -14,7 +14,7 @@ use super::engine::{Engine, View};
 use super::flags::NetworkConfig;
 use super::nodes;
 use crate::cni;
-use crate::kernel::MasqueradeTable;
+use crate::kernel::{MasqueradeTable, PodTable};
 use crate::takeover::forward;
 
 /// Nodes that the watch may be ahead of the engine.
@@ -40,7 +40,7 @@ pub struct Network {
 pub fn start(
     config: NetworkConfig,
     client: kube::Client,
-    masquerade: MasqueradeTable,
+    (masquerade, pods): (MasqueradeTable, PodTable),
     fatal: mpsc::Sender<anyhow::Error>,
 ) -> anyhow::Result<Network> {
     let (sender, queue) = mpsc::channel(QUEUE);
@@ -49,14 +49,14 @@ pub fn start(
     let settings = config.settings;
     let world = World {
         enabled: settings.masquerade,
-        networks: [
+        pods: [
             settings.conf.network_v4.map(IpNet::V4),
             settings.conf.network_v6.map(IpNet::V6),
         ]
         .into_iter()
         .flatten()
-        .chain(config.non_masquerade_cidrs)
         .collect(),
+        others: config.non_masquerade_cidrs,
     };
     // A thread of its own: a large cluster's routes take long, and Services should not wait for them.
     let (ready, view) = std::sync::mpsc::channel();
@@ -78,7 +78,8 @@ pub fn start(
             }
         })?;
     let view = view.recv().context("open netlink for the pod network")?;
-    tokio::spawn(keep_forwarding(world.networks.clone(), view.clone()));
+    let forwarded = world.pods.iter().chain(&world.others).copied().collect();
+    tokio::spawn(keep_forwarding(forwarded, view.clone()));
     tokio::spawn(follow(masquerade, world, view.clone()));
     tokio::spawn(nodes::publish(
         client.clone(),
@@ -91,7 +92,8 @@ pub fn start(
     let dir = config.cni.state_dir.clone();
     // its work on devices waits for the kernel in a runtime of its own, which this thread cannot have
     let (cni, network) = (config.cni, view.clone());
-    let opened = std::thread::spawn(move || cni::Service::open(cni, network)).join();
+    let serving = cni::Serving::new(pods, config.pod_shortcut);
+    let opened = std::thread::spawn(move || cni::Service::open(cni, network, Some(serving))).join();
     let service = opened
         .map_err(|_| anyhow::anyhow!("the thread that reads them panicked"))
         .and_then(|opened| Ok(opened?))
@@ -109,8 +111,10 @@ pub fn start(
 /// What is masqueraded.
 struct World {
     enabled: bool,
-    /// Not the world.
-    networks: Vec<IpNet>,
+    /// Networks of all pods: not the world.
+    pods: Vec<IpNet>,
+    /// Neither are these.
+    others: Vec<IpNet>,
 }
 
 /// Multicast is for nobody in particular (spec cni-overlay 1.7, rule 5).
@@ -118,20 +122,17 @@ const MULTICAST: [&str; 2] = ["224.0.0.0/4", "ff00::/8"];
 
 impl World {
     fn table(&self, subnets: &[IpNet]) -> BTreeMap<IpNet, u32> {
-        if !self.enabled {
-            return BTreeMap::new();
-        }
         let multicast = MULTICAST.iter().filter_map(|net| net.parse().ok());
         let mut table: BTreeMap<IpNet, u32> = self
-            .networks
+            .others
             .iter()
             .map(IpNet::trunc)
             .chain(multicast)
             .map(|net| (net, EXEMPT))
             .collect();
-        for subnet in subnets {
-            table.insert(subnet.trunc(), SOURCE | EXEMPT);
-        }
+        table.extend(self.pods.iter().map(|net| (net.trunc(), EXEMPT | REMOTE_PODS)));
+        let own = if self.enabled { SOURCE | EXEMPT } else { EXEMPT };
+        table.extend(subnets.iter().map(|net| (net.trunc(), own)));
         table
     }
 }
@@ -204,12 +205,18 @@ mod tests {
         };
         let mut world = World {
             enabled: true,
-            networks: nets(&["10.244.0.0/16", "192.168.7.0/24"]),
+            pods: nets(&["10.244.0.0/16"]),
+            others: nets(&["192.168.7.0/24"]),
         };
-        let table = world.table(&nets(&["10.244.1.0/24"]));
-        assert_eq!(table[&"10.244.1.0/24".parse::<IpNet>().unwrap()], SOURCE | EXEMPT);
-        assert_eq!(table.values().filter(|flags| **flags == EXEMPT).count(), 4);
+        let own: IpNet = "10.244.1.0/24".parse().unwrap();
+        let table = world.table(&[own]);
+        assert_eq!(table[&own], SOURCE | EXEMPT);
+        assert_eq!(table[&world.pods[0]], EXEMPT | REMOTE_PODS);
+        assert_eq!(table.values().filter(|flags| **flags == EXEMPT).count(), 3);
+        // pods are told apart from the world still, but nobody gets another address
         world.enabled = false;
-        assert!(world.table(&nets(&["10.244.1.0/24"])).is_empty());
+        let table = world.table(&[own]);
+        assert_eq!(table[&own], EXEMPT);
+        assert_eq!(table[&world.pods[0]], EXEMPT | REMOTE_PODS);
     }
 }
