@@ -1,6 +1,7 @@
 //! The command line.
 
 mod client;
+mod node;
 mod show;
 
 use std::collections::BTreeMap;
@@ -61,6 +62,8 @@ enum Command {
     Agent(Box<AgentArgs>),
     /// Run a small Kubernetes API for machines without one
     ControlPlane(Box<beeline_control_plane::config::Config>),
+    /// Run a node of a cluster: its agent, and its pods
+    Node(Box<node::NodeCommand>),
     /// Services as the kernel has them
     #[command(subcommand)]
     Service(ListCommand),
@@ -209,21 +212,21 @@ fn run(command: Command, log: &LogArgs, flags: BTreeMap<String, String>) -> anyh
     // kube-proxy's configuration says how the agent logs
     let command = match command {
         Command::Agent(args) => return run_agent(*args, log, flags),
+        Command::Node(command) => return node::run(*command, log, flags),
         other => other,
     };
     start_log(log, LogWish::default())?;
-    let single = || tokio::runtime::Builder::new_current_thread().enable_all().build();
     match command {
         // above
-        Command::Agent(_) => Ok(()),
+        Command::Agent(_) | Command::Node(_) => Ok(()),
         Command::ControlPlane(config) => tokio::runtime::Runtime::new()?
             .block_on(async { beeline_control_plane::run::run(*config, stop_signal()?).await }),
         Command::Service(ListCommand::List(args)) => {
-            let services: Services = single()?.block_on(client::get(&args.state_dir, "/services"))?;
+            let services: Services = single_thread()?.block_on(client::get(&args.state_dir, "/services"))?;
             show::print(&args.output_of(&services, |wide| show::services(&services, wide))?)
         }
         Command::Backend(ListCommand::List(args)) => {
-            let services: Services = single()?.block_on(client::get(&args.state_dir, "/services"))?;
+            let services: Services = single_thread()?.block_on(client::get(&args.state_dir, "/services"))?;
             let backends = show::backends(&services);
             show::print(&args.output_of(&backends, |_| show::backend_table(&backends))?)
         }
@@ -235,7 +238,7 @@ fn run(command: Command, log: &LogArgs, flags: BTreeMap<String, String>) -> anyh
             })
         }
         Command::Status(args) => {
-            let status: Status = single()?.block_on(client::get(&args.state_dir, "/status"))?;
+            let status: Status = single_thread()?.block_on(client::get(&args.state_dir, "/status"))?;
             show::print(&args.output_of(&status, |_| show::status(&status))?)
         }
         Command::Cleanup(args) => clean_up(&args),
@@ -258,12 +261,7 @@ fn run_agent(args: AgentArgs, log: &LogArgs, flags: BTreeMap<String, String>) ->
     }
     let init_only = args.init_only();
     let write_to = args.write_config_to().map(ToOwned::to_owned);
-    let mut config = AgentConfig::try_from(args)?;
-    config.flags = flags;
-    config.log_control = start_log(log, config.log)?;
-    for warning in &config.warnings {
-        tracing::warn!("{warning}");
-    }
+    let config = agent_config(args, log, flags)?;
     if let Some(path) = write_to {
         let text = serde_saphyr::to_string(&config.proxy)?;
         return std::fs::write(&path, text).with_context(|| format!("write {}", path.display()));
@@ -272,11 +270,27 @@ fn run_agent(args: AgentArgs, log: &LogArgs, flags: BTreeMap<String, String>) ->
         agent::init_only(&config);
         return Ok(());
     }
-    // The work of the agent is short and in order: one thread needs less memory and no locks.
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
-    runtime.block_on(agent::run(config))
+    single_thread()?.block_on(agent::run(config))
+}
+
+/// The agent's settings; from here on it is logged as they say.
+fn agent_config(
+    args: AgentArgs,
+    log: &LogArgs,
+    flags: BTreeMap<String, String>,
+) -> anyhow::Result<AgentConfig> {
+    let mut config = AgentConfig::try_from(args)?;
+    config.flags = flags;
+    config.log_control = start_log(log, config.log)?;
+    for warning in &config.warnings {
+        tracing::warn!("{warning}");
+    }
+    Ok(config)
+}
+
+/// The work of the agent is short and in order: one thread needs less memory and no locks.
+fn single_thread() -> std::io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()
 }
 
 impl ShowArgs {

@@ -18,6 +18,7 @@ mod health_check;
 mod isolation;
 mod kube_proxy;
 mod migration;
+mod node;
 mod node_port;
 mod pair;
 mod pod_network;

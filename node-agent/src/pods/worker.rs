@@ -1,0 +1,488 @@
+//! One pod's worker: looks at what runs and what should, does the difference, tells the API; again at each change.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use beeline_cni::protocol::PortMapping;
+use futures::future::join_all;
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{Container as Wanted, Pod, PodStatus};
+use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
+use kube::{Api, ResourceExt as _};
+use serde_json::json;
+use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
+use tracing::{debug, warn};
+
+use super::Context;
+use super::backoff::Backoff;
+use super::env::{self, Facts};
+use super::status::{self, View};
+use crate::runtime::{ContainerSpec, Failure, PodRef, Sandbox, SandboxSpec, State};
+
+/// Pause before the API is told again what it did not take.
+const RETRY: Duration = Duration::from_secs(1);
+/// Grace of a pod that is gone from the API already.
+const GONE: Duration = Duration::from_secs(2);
+/// Name of the sandbox among the waits; no container can be called so.
+const SANDBOX: &str = "/sandbox";
+
+pub(super) struct Worker {
+    context: Arc<Context>,
+    id: PodRef,
+    pod: watch::Receiver<Option<Arc<Pod>>>,
+    wake: Arc<Notify>,
+    view: View,
+    /// What the API was told last, or is to be told.
+    status: PodStatus,
+    told: PodStatus,
+    backoff: Backoff,
+}
+
+/// When to look again if nothing happens.
+struct Next(Option<Instant>);
+
+impl Next {
+    fn at(&mut self, at: Instant) {
+        self.0 = Some(self.0.map_or(at, |earlier| earlier.min(at)));
+    }
+}
+
+impl Worker {
+    pub(super) fn new(
+        context: Arc<Context>,
+        pod: &Pod,
+        receiver: watch::Receiver<Option<Arc<Pod>>>,
+        wake: Arc<Notify>,
+    ) -> Self {
+        let told = pod.status.clone().unwrap_or_default();
+        Self {
+            id: PodRef {
+                namespace: pod.namespace().unwrap_or_default(),
+                name: pod.name_any(),
+                uid: pod.uid().unwrap_or_default(),
+            },
+            view: View {
+                host_ips: context.host_ips.clone(),
+                ..View::default()
+            },
+            context,
+            pod: receiver,
+            wake,
+            status: told.clone(),
+            told,
+            backoff: Backoff::default(),
+        }
+    }
+
+    /// Until nothing of the pod is left.
+    pub(super) async fn run(mut self) {
+        loop {
+            let Some(pod) = self.pod.borrow_and_update().clone() else {
+                self.end(GONE).await;
+                self.remove().await;
+                return;
+            };
+            let mut next = Next(None);
+            if pod.metadata.deletion_timestamp.is_some() {
+                if self.finish(&pod).await {
+                    return;
+                }
+                next.at(Instant::now() + RETRY);
+            } else {
+                self.step(&pod, &mut next).await;
+                if !self.tell(&pod).await {
+                    next.at(Instant::now() + RETRY);
+                }
+            }
+            let later = next.0;
+            tokio::select! {
+                changed = self.pod.changed() => {
+                    if changed.is_err() {
+                        // The program ends: the pods stay.
+                        return;
+                    }
+                }
+                () = self.wake.notified() => {}
+                () = tokio::time::sleep_until(later.unwrap_or_else(Instant::now)), if later.is_some() => {}
+            }
+        }
+    }
+
+    /// One look at everything.
+    async fn step(&mut self, pod: &Pod, next: &mut Next) {
+        self.look();
+        self.settle(pod);
+        let phase = self.status.phase.clone().unwrap_or_default();
+        let over = self.told.phase.as_deref().is_some_and(status::is_final);
+        if over || status::is_final(&phase) {
+            // Nothing of it runs again; what goes on beside the others is ended.
+            self.end(grace(pod)).await;
+            if !over {
+                self.look();
+                self.settle(pod);
+            }
+            return;
+        }
+        let Some(sandbox) = self.sandbox(pod, next).await else {
+            return;
+        };
+        self.view.pod_ips = Some(sandbox.ips);
+        if !self.init(pod, next).await {
+            self.settle(pod);
+            return;
+        }
+        for wanted in status::specs(pod, false) {
+            self.container(pod, wanted, true, next).await;
+        }
+        self.settle(pod);
+    }
+
+    /// Asks the runtime.
+    fn look(&mut self) {
+        let runtime = &self.context.runtime;
+        self.view.containers = runtime.containers(&self.id.uid);
+        self.view.pod_ips = runtime.sandbox(&self.id.uid).map(|sandbox| sandbox.ips);
+    }
+
+    /// Works out the status. A pod that ended before this process began, and left nothing, stays as it is.
+    fn settle(&mut self, pod: &Pod) {
+        let over = self.told.phase.as_deref().is_some_and(status::is_final);
+        if !over {
+            self.status = status::status(pod, &self.status, &self.view, Timestamp::now());
+        }
+    }
+
+    async fn sandbox(&mut self, pod: &Pod, next: &mut Next) -> Option<Sandbox> {
+        if let Some(wait) = self.backoff.waits(SANDBOX).filter(|wait| *wait > Instant::now()) {
+            next.at(wait);
+            return None;
+        }
+        let spec = self.sandbox_spec(pod);
+        match self.context.runtime.ensure_sandbox(spec).await {
+            Ok(sandbox) => {
+                self.backoff.forget(SANDBOX);
+                Some(sandbox)
+            }
+            Err(failure) => {
+                warn!(pod = self.id.name, %failure, "a pod has no place yet");
+                self.context.events.warning(
+                    pod,
+                    None,
+                    failure.reason,
+                    format!("Failed to create pod sandbox: {}", failure.message),
+                );
+                next.at(self.backoff.failed(SANDBOX, Instant::now()));
+                None
+            }
+        }
+    }
+
+    fn sandbox_spec(&self, pod: &Pod) -> SandboxSpec {
+        let spec = pod.spec.clone().unwrap_or_default();
+        let host_network = spec.host_network == Some(true);
+        let ports = spec
+            .containers
+            .iter()
+            .flat_map(|container| container.ports.iter().flatten());
+        let port = |number: Option<i32>| number.and_then(|number| u16::try_from(number).ok());
+        let mappings = ports.filter_map(|of| {
+            Some(PortMapping {
+                host_port: port(of.host_port).filter(|port| *port > 0)?,
+                container_port: port(Some(of.container_port))?,
+                protocol: of.protocol.as_deref().unwrap_or("TCP").to_ascii_lowercase(),
+                host_ip: of.host_ip.as_deref().and_then(|ip| ip.parse().ok()),
+            })
+        });
+        let aliases = spec.host_aliases.iter().flatten().filter_map(|alias| {
+            let ip: IpAddr = alias.ip.parse().ok()?;
+            Some((ip, alias.hostnames.clone().unwrap_or_default()))
+        });
+        SandboxSpec {
+            pod: self.id.clone(),
+            host_network,
+            hostname: spec.hostname.clone().unwrap_or_else(|| self.id.name.clone()),
+            port_mappings: if host_network {
+                Vec::new()
+            } else {
+                mappings.collect()
+            },
+            resolv_conf: super::dns::resolv_conf(&self.context, &self.id.namespace, &spec),
+            host_aliases: aliases.collect(),
+        }
+    }
+
+    /// Init containers, one after the other; whether the others may start.
+    async fn init(&mut self, pod: &Pod, next: &mut Next) -> bool {
+        for wanted in status::specs(pod, true) {
+            let sidecar = status::is_sidecar(wanted);
+            let ended_well = self
+                .view
+                .container(&wanted.name)
+                .is_some_and(|container| matches!(container.state, State::Exited { code: 0, .. }));
+            if ended_well && !sidecar {
+                continue;
+            }
+            self.container(pod, wanted, sidecar, next).await;
+            let runs = self
+                .view
+                .container(&wanted.name)
+                .is_some_and(|container| matches!(container.state, State::Running { .. }));
+            if !(sidecar && runs) {
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Starts a container that should run and does not. `again`: also one that has ended well.
+    async fn container(&mut self, pod: &Pod, wanted: &Wanted, again: bool, next: &mut Next) {
+        let name = wanted.name.as_str();
+        let now = Instant::now();
+        let attempt = match self.view.container(name) {
+            Some(container) => match &container.state {
+                State::Running { .. } => {
+                    self.view.waiting.remove(name);
+                    return;
+                }
+                State::Exited {
+                    started,
+                    finished,
+                    code,
+                    ..
+                } => {
+                    let restarts = status::is_sidecar(wanted)
+                        || match status::restart_policy(pod) {
+                            "Always" => again || *code != 0,
+                            "OnFailure" => *code != 0,
+                            _ => false,
+                        };
+                    if !restarts {
+                        return;
+                    }
+                    let ran = Duration::try_from(finished.duration_since(*started)).unwrap_or_default();
+                    let attempt = container.attempt;
+                    let (until, delay) = self.backoff.after(name, attempt, ran, now);
+                    if until > now {
+                        next.at(until);
+                        self.back_off(pod, name, delay);
+                        return;
+                    }
+                    attempt.saturating_add(1)
+                }
+            },
+            None => self.attempts_before(name),
+        };
+        // What failed to start waits, too.
+        let failing = format!("/start/{name}");
+        if let Some(wait) = self.backoff.waits(&failing).filter(|wait| *wait > now) {
+            next.at(wait);
+            return;
+        }
+        match self.start(pod, wanted, attempt).await {
+            Ok(()) => {
+                self.backoff.forget(&failing);
+                self.view.waiting.remove(name);
+                let events = &self.context.events;
+                events.normal(pod, Some(name), "Created", format!("Container created: {name}"));
+                events.normal(pod, Some(name), "Started", format!("Container started: {name}"));
+            }
+            Err(failure) => {
+                let reason = match failure.reason {
+                    "ErrImagePull" if self.backoff.waits(&failing).is_some() => "ImagePullBackOff",
+                    reason => reason,
+                };
+                let told = self
+                    .view
+                    .waiting
+                    .get(name)
+                    .is_some_and(|(_, message)| *message == failure.message);
+                if !told {
+                    self.context
+                        .events
+                        .warning(pod, Some(name), "Failed", format!("Error: {failure}"));
+                }
+                self.view
+                    .waiting
+                    .insert(name.to_owned(), (reason.to_owned(), failure.message));
+                next.at(self.backoff.failed(&failing, now));
+            }
+        }
+        self.view.containers = self.context.runtime.containers(&self.id.uid);
+    }
+
+    fn back_off(&mut self, pod: &Pod, name: &str, delay: Duration) {
+        let message = format!(
+            "back-off {}s restarting failed container={name} pod={}_{}({})",
+            delay.as_secs(),
+            self.id.name,
+            self.id.namespace,
+            self.id.uid
+        );
+        let waiting = ("CrashLoopBackOff".to_owned(), message);
+        if self.view.waiting.insert(name.to_owned(), waiting).is_none() {
+            let message = format!("Back-off restarting failed container {name}");
+            self.context.events.warning(pod, Some(name), "BackOff", message);
+        }
+    }
+
+    /// How often a container that the runtime knows nothing of was started before.
+    fn attempts_before(&self, name: &str) -> u32 {
+        let statuses = self.status.container_statuses.iter().flatten();
+        let known = statuses.chain(self.status.init_container_statuses.iter().flatten());
+        known
+            .filter(|status| status.name == name && status.container_id.is_some())
+            .find_map(|status| u32::try_from(status.restart_count).ok())
+            .map_or(0, |count| count.saturating_add(1))
+    }
+
+    async fn start(&self, pod: &Pod, wanted: &Wanted, attempt: u32) -> Result<(), Failure> {
+        let facts = Facts {
+            pod_ips: match self.view.pod_ips.as_deref() {
+                Some([]) | None => self.context.host_ips.clone(),
+                Some(ips) => ips.to_vec(),
+            },
+            host_ips: self.context.host_ips.clone(),
+        };
+        let env = env::environment(&self.context.client, pod, wanted, &facts).await?;
+        let known = env.iter().cloned().collect();
+        let expand = |list: &Option<Vec<String>>| -> Vec<String> {
+            list.iter()
+                .flatten()
+                .map(|text| env::expand(text, &known))
+                .collect()
+        };
+        let limit = |name: &str| {
+            let resources = wanted.resources.as_ref()?;
+            env::milli(&resources.limits.as_ref()?.get(name)?.0)
+        };
+        let spec = ContainerSpec {
+            name: wanted.name.clone(),
+            attempt,
+            image: wanted.image.clone().unwrap_or_default(),
+            command: expand(&wanted.command),
+            args: expand(&wanted.args),
+            working_dir: wanted.working_dir.as_ref().map(Into::into),
+            user: user(pod, wanted),
+            memory_limit: limit("memory").map(|milli| milli.div_ceil(1000)),
+            cpu_limit: limit("cpu"),
+            env,
+        };
+        self.context.runtime.start(&self.id, &spec)
+    }
+
+    /// Ends all containers.
+    async fn end(&mut self, grace: Duration) {
+        let runtime = &self.context.runtime;
+        let running: Vec<String> = runtime
+            .containers(&self.id.uid)
+            .into_iter()
+            .filter(|container| matches!(container.state, State::Running { .. }))
+            .map(|container| container.name)
+            .collect();
+        join_all(running.iter().map(|name| runtime.stop(&self.id.uid, name, grace))).await;
+    }
+
+    /// Ends a pod that is to be deleted; whether nothing of it is left.
+    async fn finish(&mut self, pod: &Pod) -> bool {
+        self.look();
+        let running = |view: &View| {
+            let running =
+                |container: &crate::runtime::Container| matches!(container.state, State::Running { .. });
+            view.containers.iter().any(running)
+        };
+        if running(&self.view) {
+            for container in status::specs(pod, false) {
+                let message = format!("Stopping container {}", container.name);
+                self.context
+                    .events
+                    .normal(pod, Some(&container.name), "Killing", message);
+            }
+        }
+        self.end(grace(pod)).await;
+        self.look();
+        self.view.ending = true;
+        self.view.waiting.clear();
+        self.settle(pod);
+        // Who watches learns how it ended; the API may have forgotten it already.
+        self.tell(pod).await;
+        self.remove().await;
+        let api: Api<Pod> = Api::namespaced(self.context.client.clone(), &self.id.namespace);
+        let preconditions = Preconditions {
+            uid: Some(self.id.uid.clone()),
+            resource_version: None,
+        };
+        let now = DeleteParams::default()
+            .grace_period(0)
+            .preconditions(preconditions);
+        match api.delete(&self.id.name, &now).await {
+            Ok(_) => true,
+            // 409: a pod of the same name, and another uid.
+            Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => true,
+            Err(error) => {
+                warn!(pod = self.id.name, %error, "a pod that has ended is still in the API");
+                false
+            }
+        }
+    }
+
+    async fn remove(&self) {
+        while let Err(failure) = self.context.runtime.remove(&self.id.uid).await {
+            warn!(pod = self.id.name, %failure, "a pod cannot be removed yet");
+            tokio::time::sleep(super::RETRY).await;
+        }
+    }
+
+    /// Tells the API the status, if it has changed; whether it knows it now.
+    async fn tell(&mut self, pod: &Pod) -> bool {
+        if self.status == self.told {
+            return true;
+        }
+        let api: Api<Pod> = Api::namespaced(self.context.client.clone(), &self.id.namespace);
+        // Conditions of others are kept as they are now.
+        let patch = json!({"metadata": {"uid": self.id.uid}, "status": self.status});
+        match api
+            .patch_status(&self.id.name, &PatchParams::default(), &Patch::Merge(&patch))
+            .await
+        {
+            Ok(_) => {
+                self.told = self.status.clone();
+                true
+            }
+            // It is gone, or its name is another's: the watch will tell.
+            Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => {
+                debug!(pod = pod.name_any(), %status, "the status of a pod that is gone");
+                true
+            }
+            Err(error) => {
+                warn!(pod = self.id.name, %error, "a pod's status was not told");
+                false
+            }
+        }
+    }
+}
+
+/// The time that the pod's containers have to end.
+fn grace(pod: &Pod) -> Duration {
+    let seconds = pod
+        .metadata
+        .deletion_grace_period_seconds
+        .or_else(|| pod.spec.as_ref()?.termination_grace_period_seconds)
+        .unwrap_or(30);
+    Duration::from_secs(u64::try_from(seconds).unwrap_or_default())
+}
+
+/// Whom the container runs as; `None`: as the node's agent.
+fn user(pod: &Pod, container: &Wanted) -> Option<(u32, u32)> {
+    let of_pod = pod.spec.as_ref().and_then(|spec| spec.security_context.as_ref());
+    let of_one = container.security_context.as_ref();
+    let user = of_one
+        .and_then(|context| context.run_as_user)
+        .or_else(|| of_pod?.run_as_user)?;
+    let group = of_one
+        .and_then(|context| context.run_as_group)
+        .or_else(|| of_pod?.run_as_group)
+        .unwrap_or_default();
+    Some((u32::try_from(user).ok()?, u32::try_from(group).ok()?))
+}

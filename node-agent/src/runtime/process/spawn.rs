@@ -1,0 +1,131 @@
+//! Starting a process inside a pod.
+
+use std::ffi::{CString, OsStr};
+use std::fs::{self, File};
+use std::io::{self, Write as _};
+use std::net::IpAddr;
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::process::ExitStatusExt as _;
+use std::path::Path;
+use std::process::{ExitStatus, Stdio};
+
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, setns, unshare};
+use nix::unistd::{Gid, Uid, setgid, setgroups, sethostname, setsid, setuid};
+use tokio::process::Command;
+
+use super::super::ContainerSpec;
+use super::image::Program;
+
+/// Files of a pod that its processes see in `/etc`.
+pub(super) const RESOLV_CONF: &str = "resolv.conf";
+/// See [`RESOLV_CONF`].
+pub(super) const HOSTS: &str = "hosts";
+
+const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// Where a process is to be.
+#[derive(Debug)]
+pub(super) struct Place<'a> {
+    /// `None`: the node's.
+    pub(super) netns: Option<&'a Path>,
+    pub(super) cgroup: &'a Path,
+    /// Directory with the files for `/etc`.
+    pub(super) dir: &'a Path,
+    pub(super) hostname: &'a str,
+}
+
+/// A command that will be in its place from its first instruction on. Its output is still to be set.
+pub(super) fn command(program: &Program, spec: &ContainerSpec, place: &Place<'_>) -> io::Result<Command> {
+    let procs = File::options()
+        .write(true)
+        .open(place.cgroup.join("cgroup.procs"))?;
+    let netns = place.netns.map(File::open).transpose()?;
+    // The node's own host name is not a pod's to change.
+    let hostname = netns.is_some().then(|| place.hostname.to_owned());
+    let mounts = mounts(place.dir)?;
+    let user = spec.user;
+    let mut command = Command::new(program.argv0());
+    command
+        .args(&program.args)
+        .env_clear()
+        .env("PATH", PATH)
+        .env("HOSTNAME", place.hostname)
+        .env("BEELINE_IMAGE", &spec.image)
+        .envs(spec.env.iter().map(|(name, value)| (name, value)))
+        .current_dir(spec.working_dir.as_deref().unwrap_or(Path::new("/")))
+        .stdin(Stdio::null());
+    let enter = move || -> io::Result<()> {
+        // "0" is the writing process itself: cgroups(7).
+        (&procs).write_all(b"0")?;
+        setsid()?;
+        if let Some(netns) = &netns {
+            setns(netns, CloneFlags::CLONE_NEWNET)?;
+        }
+        unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWUTS)?;
+        let slave = MsFlags::MS_SLAVE | MsFlags::MS_REC;
+        mount(None::<&str>, c"/", None::<&str>, slave, None::<&str>)?;
+        for (from, to) in &mounts {
+            mount(
+                Some(from.as_c_str()),
+                to.as_c_str(),
+                None::<&str>,
+                MsFlags::MS_BIND,
+                None::<&str>,
+            )?;
+        }
+        if let Some(hostname) = &hostname {
+            sethostname(hostname)?;
+        }
+        if let Some((user, group)) = user {
+            setgroups(&[])?;
+            setgid(Gid::from_raw(group))?;
+            setuid(Uid::from_raw(user))?;
+        }
+        Ok(())
+    };
+    // SAFETY: between fork and exec only system calls are made, on what was prepared before; nothing allocates or locks.
+    unsafe { command.pre_exec(enter) };
+    Ok(command)
+}
+
+/// What is mounted over what: files that the pod has and the host has, too.
+fn mounts(dir: &Path) -> io::Result<Vec<(CString, CString)>> {
+    let text = |path: &OsStr| CString::new(path.as_bytes()).map_err(io::Error::other);
+    let mut mounts = Vec::new();
+    for (name, at) in [(RESOLV_CONF, "/etc/resolv.conf"), (HOSTS, "/etc/hosts")] {
+        let file = dir.join(name);
+        // Often a link to where another program keeps it.
+        if let (true, Ok(at)) = (file.exists(), fs::canonicalize(at)) {
+            mounts.push((text(file.as_os_str())?, text(at.as_os_str())?));
+        }
+    }
+    Ok(mounts)
+}
+
+/// As a shell has it.
+pub(super) fn exit_code(status: ExitStatus) -> i32 {
+    match (status.code(), status.signal()) {
+        (Some(code), _) => code,
+        (None, Some(signal)) => 128 + signal,
+        (None, None) => 255,
+    }
+}
+
+/// Text of a pod's `/etc/hosts`, kubelet's.
+pub(super) fn hosts(hostname: &str, ips: &[IpAddr], aliases: &[(IpAddr, Vec<String>)]) -> String {
+    let mut text = String::from(
+        "# Kubernetes-managed hosts file.\n127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n\
+         fe00::0\tip6-localnet\nfe00::0\tip6-mcastprefix\nfe00::1\tip6-allnodes\nfe00::2\tip6-allrouters\n",
+    );
+    for ip in ips {
+        text.push_str(&format!("{ip}\t{hostname}\n"));
+    }
+    if !aliases.is_empty() {
+        text.push_str("\n# Entries added by HostAliases.\n");
+    }
+    for (ip, names) in aliases {
+        text.push_str(&format!("{ip}\t{}\n", names.join("\t")));
+    }
+    text
+}
