@@ -587,6 +587,8 @@ impl<M: Maps> State<M> {
     /// Where objects come from, the last sync, what fails: for `beeline status`.
     pub fn fill_status(&self, status: &mut super::view::Status) {
         status.synced = self.synced;
+        let missing = self.shared.programmed.borrow().missing();
+        status.missing = missing.into_iter().map(Into::into).collect();
         status.last_sync = self.last_sync.map(|at| at.to_string());
         status.zone = self.model.zone().map(Into::into);
         (status.services, status.endpoint_slices) = self.model.object_counts();
@@ -720,6 +722,9 @@ pub(super) mod tests {
             "{:?}",
             status.failing
         );
+        // the others are programmed by other tasks, which nobody runs here
+        let others = ["the addresses of this node", "its devices"];
+        assert_eq!(status.missing, ["Services", others[0], others[1]]);
         assert!(state.wants_retry());
         let text = state.shared.metrics.text(&[]);
         for line in [
@@ -730,6 +735,8 @@ pub(super) mod tests {
         }
         state.programmer.maps_mut().set_rate(0);
         state.retry();
+        state.fill_status(&mut status);
+        assert_eq!(status.missing, others);
         assert!(!state.wants_retry());
         state.fill_status(&mut status);
         assert!(status.failing.is_empty(), "{:?}", status.failing);

@@ -189,6 +189,8 @@ pub struct Status {
     pub counters: std::collections::BTreeMap<String, u64>,
     /// True after the first complete sync.
     pub synced: bool,
+    /// What is not programmed completely, or not yet: `Services`, `the addresses of this node`, `its devices`.
+    pub missing: Vec<String>,
     /// When the last sync ended (RFC 3339).
     pub last_sync: Option<String>,
     /// Services known.

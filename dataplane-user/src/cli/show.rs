@@ -266,6 +266,9 @@ pub(super) fn status(status: &Status) -> String {
             status.last_sync.as_deref().unwrap_or("never")
         ),
     );
+    for part in &status.missing {
+        add("  missing", part.clone());
+    }
     add(
         "Objects",
         format!(

@@ -440,18 +440,15 @@ impl Programmed {
     }
 
     /// Names what is not there.
-    fn missing(self) -> String {
+    #[must_use]
+    pub fn missing(self) -> Vec<&'static str> {
         let parts = [
             ("Services", self.services),
             ("the addresses of this node", self.addresses),
             ("its devices", self.devices),
         ];
-        let missing: Vec<&str> = parts
-            .iter()
-            .filter(|(_, there)| !there)
-            .map(|(name, _)| *name)
-            .collect();
-        missing.join(", ")
+        let missing = parts.into_iter().filter(|(_, there)| !there);
+        missing.map(|(name, _)| name).collect()
     }
 }
 
@@ -465,7 +462,7 @@ pub async fn run(task: Task, mut complete: watch::Receiver<Programmed>) {
             Ok(true) => {}
             Ok(false) => return,
             Err(_elapsed) if take_over.wanted => {
-                let missing = complete.borrow().missing();
+                let missing = complete.borrow().missing().join(", ");
                 warn!(missing, "kube-proxy's rules stay until all is programmed");
             }
             Err(_elapsed) => {}
