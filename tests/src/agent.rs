@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
 use crate::cluster::Node;
@@ -122,6 +122,22 @@ impl Agent {
         )
         .with_context(|| self.process.log_end())
     }
+}
+
+/// Waits until the node's agent has programmed all that there is: Services, the node's addresses, its devices.
+///
+/// # Errors
+/// When it has not within 30 s, with what is missing.
+pub fn wait_complete(node: &Node) -> Result<()> {
+    let what = format!("the agent of {} to program everything", node.name());
+    wait_for(&what, Duration::from_secs(30), || {
+        let status = beeline_json(node, &["status"])?;
+        let missing = &status["missing"];
+        if missing.as_array().is_some_and(Vec::is_empty) {
+            return Ok(Some(()));
+        }
+        bail!("missing: {missing}")
+    })
 }
 
 /// The largest value of all series of a metric of the node's agent; none when there is no such series.

@@ -16,8 +16,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use anyhow::{Context, Result, bail};
 
 use crate::netns::NetNs;
-use crate::process::{Place, Process};
-use crate::{cgroup, program, residue, signals};
+use crate::process::{self, Place, Process};
+use crate::{cgroup, residue, signals};
 
 /// The port at which the pods' echo servers listen, TCP and UDP.
 pub const ECHO_PORT: u16 = 8080;
@@ -500,12 +500,7 @@ impl Pod {
     /// # Errors
     /// When it does not come up.
     pub fn start_echo(&mut self, port: u16) -> Result<()> {
-        let mut command = self.place.command(program("beeline-echo")?)?;
-        command.args(["--name", &self.name, "--port", &port.to_string()]);
-        let process = Process::spawn(&self.place, &format!("echo {}", self.name), command, &self.log)?;
-        process.wait_log("its listening", std::time::Duration::from_secs(5), |line| {
-            line.contains("listening")
-        })?;
+        let process = process::echo(&self.place, &self.name, port, &self.log)?;
         self.echo = Some(process);
         Ok(())
     }

@@ -16,7 +16,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::netns::NetNs;
-use crate::wait_for;
+use crate::{program, wait_for};
 
 /// Where a process runs: a network namespace and a cgroup.
 #[derive(Debug, Clone)]
@@ -110,6 +110,26 @@ pub fn output(mut command: Command) -> Result<String> {
         bail!("{command:?} failed ({}): {}", output.status, said.trim());
     }
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// Starts a server that answers with this name at this port, TCP and UDP, and waits until it listens.
+///
+/// # Errors
+/// When it does not come up.
+pub fn echo(place: &Place, name: &str, port: u16, log: &Path) -> Result<Process> {
+    listening(place, place.command(program("beeline-echo")?)?, name, port, log)
+}
+
+/// The same with a command that runs `beeline-echo` somewhere else, as `ip netns exec` does.
+///
+/// # Errors
+/// When it does not come up.
+pub fn listening(place: &Place, mut command: Command, name: &str, port: u16, log: &Path) -> Result<Process> {
+    command.args(["--name", name, "--port", &port.to_string()]);
+    let process = Process::spawn(place, &format!("echo {name}"), command, log)?;
+    let listens = format!("{name} listening at port {port}");
+    process.wait_log("its listening", Duration::from_secs(10), |line| line == listens)?;
+    Ok(process)
 }
 
 /// A process in the background with its output in a file. Killed on drop, unless the cluster is kept.

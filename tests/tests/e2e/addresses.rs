@@ -5,7 +5,9 @@ use std::net::{IpAddr, SocketAddr};
 use beeline_tests::client::Mode;
 use serde_json::json;
 
-use crate::pair::{BOTH, Pair, V4, ask, assert_replies, sources, wait_fails, wait_replies};
+use crate::pair::{
+    BOTH, Pair, REFUSED, UNREACHABLE, V4, ask, assert_replies, sources, wait_fails, wait_replies,
+};
 
 const EXTERNAL: [&str; 2] = ["203.0.113.250", "2001:db8:cb00::71fa"];
 const BALANCER: [&str; 2] = ["203.0.113.10", "2001:db8:cb00::10"];
@@ -44,13 +46,7 @@ fn an_external_address_that_no_node_has_is_served_everywhere() {
         pair.outside.place(),
         at(EXTERNAL[0], 80),
         Mode::Http,
-        &[
-            "connect: TimedOut",
-            "connect: EHOSTUNREACH",
-            "connect: ENETUNREACH",
-            "connect: HostUnreachable",
-            "connect: NetworkUnreachable",
-        ],
+        &UNREACHABLE,
     );
 }
 
@@ -81,18 +77,7 @@ fn a_load_balancer_address_is_served_and_pods_keep_their_source() {
         json!({"spec": {"type": "LoadBalancer"}, "status": {"loadBalancer": {"ingress": ingress}}}),
         &[true, true],
     );
-    wait_fails(
-        client.place(),
-        at(BALANCER[0], 80),
-        Mode::Http,
-        &[
-            "connect: TimedOut",
-            "connect: EHOSTUNREACH",
-            "connect: ENETUNREACH",
-            "connect: HostUnreachable",
-            "connect: NetworkUnreachable",
-        ],
-    );
+    wait_fails(client.place(), at(BALANCER[0], 80), Mode::Http, &UNREACHABLE);
 }
 
 #[test]
@@ -144,12 +129,7 @@ fn a_port_that_the_service_does_not_have_is_refused() {
     route(&pair, &[V4], 0);
     for (_, place) in pair.everywhere() {
         for (target, mode) in [(at(V4, 81), Mode::Http), (at(V4, 80), Mode::UdpConnected)] {
-            let refused = [
-                "connect: ECONNREFUSED",
-                "recv: ECONNREFUSED",
-                "sendto: ECONNREFUSED",
-            ];
-            wait_fails(place, target, mode, &refused);
+            wait_fails(place, target, mode, &REFUSED);
         }
     }
 }

@@ -7,12 +7,9 @@ use beeline_tests::cluster::ECHO_PORT;
 use serde_json::json;
 
 use crate::pair::{
-    BOTH, NODE_PORT, NODE_PORT_UDP, Pair, ask, assert_fails, assert_replies, impatient, sources, wait_fails,
-    wait_fails_within, wait_replies,
+    BOTH, NODE_PORT, NODE_PORT_UDP, Pair, REFUSED, SILENT, ask, assert_fails, assert_replies, impatient,
+    sources, wait_fails, wait_fails_within, wait_replies,
 };
-
-const REFUSED: [&str; 2] = ["connect: ECONNREFUSED", "recv: ECONNREFUSED"];
-const SILENT: [&str; 3] = ["connect: TimedOut", "recvfrom: WouldBlock", "recvfrom: EAGAIN"];
 
 #[test]
 fn every_client_reaches_every_pod_through_every_node() {
@@ -136,17 +133,7 @@ fn without_endpoints_everyone_is_refused_at_once() {
             for target in pair.node_ports(1, port) {
                 // Between namespaces of one machine the answer may come before the system call that asked has let go of
                 // its socket. Then Linux drops it, and the second SYN, a second later, gets one that counts.
-                wait_fails_within(
-                    place,
-                    target,
-                    mode,
-                    &[
-                        "connect: ECONNREFUSED",
-                        "recv: ECONNREFUSED",
-                        "sendto: ECONNREFUSED",
-                    ],
-                    2500,
-                );
+                wait_fails_within(place, target, mode, &REFUSED, 2500);
             }
         }
     }

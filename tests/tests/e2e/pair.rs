@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use beeline_tests::client::{Mode, Question};
 use beeline_tests::objects::{endpoint, service, slice_of};
 use beeline_tests::{
-    Agent, AgentOptions, Cluster, Load, LoadReport, Node, ObjectDir, OutsideHost, Place, Pod, wait_for,
+    Agent, AgentOptions, Cluster, Load, LoadReport, Node, ObjectDir, OutsideHost, Place, Pod, agent, wait_for,
 };
 use serde_json::{Value, json};
 
@@ -19,6 +19,29 @@ pub(crate) const NODE_PORT: u16 = 30080;
 pub(crate) const NODE_PORT_UDP: u16 = 30053;
 /// Both pods.
 pub(crate) const BOTH: [&str; 2] = ["web-1", "web-2"];
+
+/// How a request fails that is refused.
+pub(crate) const REFUSED: [&str; 4] = [
+    "connect: ECONNREFUSED",
+    "recv: ECONNREFUSED",
+    "sendto: ECONNREFUSED",
+    "recvfrom: ECONNREFUSED",
+];
+/// How it fails when it is dropped.
+pub(crate) const SILENT: [&str; 4] = [
+    "connect: TimedOut",
+    "recvfrom: WouldBlock",
+    "recvfrom: EAGAIN",
+    "recv: EAGAIN",
+];
+/// How it fails when nobody serves the address.
+pub(crate) const UNREACHABLE: [&str; 5] = [
+    "connect: TimedOut",
+    "connect: EHOSTUNREACH",
+    "connect: ENETUNREACH",
+    "connect: HostUnreachable",
+    "connect: NetworkUnreachable",
+];
 
 /// `web-1` runs on the first node, `web-2` on the second, `client-1` and `client-2` likewise.
 pub(crate) struct Pair {
@@ -69,7 +92,11 @@ impl Pair {
         pair.agents = pair
             .nodes
             .iter()
-            .map(|node| Agent::start_synced(node, &pair.options).unwrap())
+            .map(|node| {
+                let agent = Agent::start_synced(node, &pair.options).unwrap();
+                agent::wait_complete(node).unwrap();
+                agent
+            })
             .collect();
         pair
     }
@@ -90,14 +117,7 @@ impl Pair {
     /// The same with the conditions of each endpoint, by the number of the pod.
     #[track_caller]
     pub(crate) fn put_with(&self, patch: Value, endpoints: &[(usize, Value)]) {
-        let mut object = service("web", &[V4, V6]);
-        merge(
-            &mut object,
-            json!({"spec": {"type": "NodePort", "externalTrafficPolicy": "Cluster"}}),
-        );
-        object["spec"]["ports"][0]["nodePort"] = NODE_PORT.into();
-        object["spec"]["ports"][1]["nodePort"] = NODE_PORT_UDP.into();
-        merge(&mut object, patch);
+        let object = Self::service(patch);
         let of = |v6: bool| -> Vec<Value> {
             endpoints
                 .iter()
@@ -122,6 +142,33 @@ impl Pair {
             )
             .unwrap();
         self.settle();
+    }
+
+    /// Puts these objects into a file; every agent has programmed them then.
+    #[track_caller]
+    pub(crate) fn put_objects(&self, file: &str, objects: &[Value]) {
+        self.objects.put(file, objects).unwrap();
+        self.settle();
+    }
+
+    /// Removes a file; every agent has programmed that then.
+    #[track_caller]
+    pub(crate) fn remove(&self, file: &str) {
+        self.objects.remove(file).unwrap();
+        self.settle();
+    }
+
+    /// The Service `web` as [`Pair::put`] puts it, for tests with endpoint slices of their own.
+    pub(crate) fn service(patch: Value) -> Value {
+        let mut object = service("web", &[V4, V6]);
+        merge(
+            &mut object,
+            json!({"spec": {"type": "NodePort", "externalTrafficPolicy": "Cluster"}}),
+        );
+        object["spec"]["ports"][0]["nodePort"] = NODE_PORT.into();
+        object["spec"]["ports"][1]["nodePort"] = NODE_PORT_UDP.into();
+        merge(&mut object, patch);
+        object
     }
 
     /// Waits until every agent has programmed what the directory holds.
@@ -161,7 +208,7 @@ impl Pair {
     }
 }
 
-fn node_object(node: &Node) -> Value {
+pub(crate) fn node_object(node: &Node) -> Value {
     json!({
         "apiVersion": "v1", "kind": "Node",
         "metadata": {"name": node.name()},
@@ -174,19 +221,34 @@ fn node_object(node: &Node) -> Value {
     })
 }
 
+/// A ready endpoint of each of these pods, on no node in particular, at these ports: a slice for each family.
+pub(crate) fn slices(service: &str, suffix: &str, ports: &Value, pods: &[&Pod]) -> [Value; 2] {
+    [("v4", "IPv4", 0), ("v6", "IPv6", 1)].map(|(short, family, index)| {
+        let endpoints: Vec<Value> = pods
+            .iter()
+            .map(|pod| endpoint(&pod.addresses()[index].to_string()))
+            .collect();
+        let mut slice = slice_of(service, &format!("{suffix}-{short}"), family, &endpoints);
+        slice["ports"] = ports.clone();
+        slice
+    })
+}
+
 /// RFC 7396.
 pub(crate) fn merge(target: &mut Value, patch: Value) {
-    match (target, patch) {
-        (Value::Object(target), Value::Object(patch)) => {
-            for (key, value) in patch {
-                if value.is_null() {
-                    target.remove(&key);
-                } else {
-                    merge(target.entry(key).or_insert(Value::Null), value);
-                }
-            }
+    let Value::Object(patch) = patch else {
+        *target = patch;
+        return;
+    };
+    if !target.is_object() {
+        *target = json!({});
+    }
+    for (key, value) in patch {
+        if value.is_null() {
+            target.as_object_mut().unwrap().remove(&key);
+        } else {
+            merge(&mut target[key], value);
         }
-        (target, patch) => *target = patch,
     }
 }
 

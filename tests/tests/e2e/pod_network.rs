@@ -3,7 +3,7 @@
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use beeline_tests::cluster::Node;
+use beeline_tests::cluster::{ECHO_PORT, Node};
 use beeline_tests::netns::NetNs;
 use beeline_tests::process::{self, Process};
 use beeline_tests::{Agent, AgentOptions, Cluster, ControlPlane, program, wait_for};
@@ -76,14 +76,9 @@ impl<'a> CniPod<'a> {
     }
 
     pub(crate) fn echo(&mut self) {
-        let mut command = self.command(program("beeline-echo").unwrap().to_str().unwrap());
-        command.args(["--name", &self.id, "--port", "8080"]);
+        let command = self.command(program("beeline-echo").unwrap().to_str().unwrap());
         let log = self.node.state().join(format!("{}.log", self.id));
-        let process = Process::spawn(self.node.host(), &self.id, command, &log).unwrap();
-        let listening = |line: &str| line.contains("listening");
-        process
-            .wait_log("its listening", Duration::from_secs(5), listening)
-            .unwrap();
+        let process = process::listening(self.node.host(), command, &self.id, ECHO_PORT, &log).unwrap();
         self.echo = Some(process);
     }
 
@@ -286,15 +281,8 @@ fn pods_reach_the_world_with_the_address_of_their_node() {
         ("friend", friend.place()),
         ("node", nodes[1].host()),
     ] {
-        let mut command = place.command(program("beeline-echo").unwrap()).unwrap();
-        command.args(["--name", name, "--port", "8080"]);
-        let server =
-            Process::spawn(place, name, command, &cluster.state().join(format!("{name}.log"))).unwrap();
-        let listening = |line: &str| line.contains("listening");
-        server
-            .wait_log("its listening", Duration::from_secs(5), listening)
-            .unwrap();
-        servers.push(server);
+        let log = cluster.state().join(format!("{name}.log"));
+        servers.push(process::echo(place, name, ECHO_PORT, &log).unwrap());
     }
     let mut pod = CniPod::new(&nodes[0], "pod");
     pod.echo();
