@@ -7,6 +7,8 @@ use std::path::PathBuf;
 use clap::Args;
 use ipnet::IpNet;
 
+use crate::store::EtcdOptions;
+
 /// Settings of the control plane; the command line flattens this.
 #[derive(Debug, Clone, Args)]
 pub struct Config {
@@ -45,6 +47,10 @@ pub struct Config {
     /// Leave giving nodes to pods to a scheduler of your own
     #[arg(long)]
     pub no_scheduler: bool,
+
+    /// Where objects are kept if not in the data directory
+    #[command(flatten)]
+    pub etcd: EtcdOptions,
 }
 
 impl Config {
@@ -66,6 +72,7 @@ impl Config {
             kubeconfig: None,
             history_seconds: 300,
             no_scheduler: false,
+            etcd: EtcdOptions::default(),
         }
     }
 

@@ -16,7 +16,7 @@ use crate::controllers::{accounts, endpoints, endpointslice, gc, nodes, schedule
 use crate::pki::{self, Pki};
 use crate::resource::Allocator;
 use crate::server::{self, Api, Bootstrap, Tokens};
-use crate::store::{self, RedbStore};
+use crate::store::{self, EtcdStore, RedbStore, Store};
 
 /// Serves the API and runs the controllers until `shutdown` completes.
 ///
@@ -49,10 +49,13 @@ impl ControlPlane {
     pub async fn start(config: Config) -> Result<Self> {
         let dir = &config.data_dir;
         pki::create_private_dir(dir)?;
-        let store = {
+        let store: Arc<dyn Store> = if config.etcd.etcd_servers.is_empty() {
             let path = dir.join("store.redb");
             let open = tokio::task::spawn_blocking(move || RedbStore::open(&path, store::Options::default()));
-            open.await?.context("open the control plane's data")?
+            Arc::new(open.await?.context("open the control plane's data")?)
+        } else {
+            let store = EtcdStore::connect(&config.etcd).await;
+            Arc::new(store.context("open the control plane's data")?)
         };
         let pki = Pki::ensure(&dir.join("pki"), &config.certificate_names())?;
         let tls = pki.server_config()?;
@@ -65,7 +68,7 @@ impl ControlPlane {
         let stop = CancellationToken::new();
         let allocator = Allocator::new(config.service_cidrs.clone(), config.node_port_range.clone());
         let (api, remover) = Api::new(
-            Arc::new(store),
+            store,
             allocator,
             Tokens::new(&pki.tokens)?,
             address.clone(),

@@ -1,10 +1,13 @@
-//! The embedded store: durability, history and watches, as its users see them.
+//! Both stores: comparing writes, history and watches, as their users see them. And the embedded one: durability and bounds.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::panic,
     reason = "a test stops where it fails"
 )]
+
+#[path = "common/etcd.rs"]
+mod etcd;
 
 use std::collections::{BTreeMap, HashMap};
 use std::io::{BufRead as _, BufReader, Write as _};
@@ -17,6 +20,8 @@ use beeline_control_plane::store::{
     Event, Expect, Options, Range, RedbStore, Store, StoreError, Watch, Write,
 };
 use bytes::Bytes;
+use etcd::Etcd;
+use rstest::rstest;
 
 const CRASH_FILE: &str = "BEELINE_TEST_CRASH_FILE";
 const PREFIX: &str = "/registry/core/services/";
@@ -25,10 +30,36 @@ fn open(path: &Path) -> RedbStore {
     RedbStore::open(path, Options::default()).unwrap()
 }
 
-fn store() -> (tempfile::TempDir, Arc<RedbStore>) {
-    let dir = tempfile::tempdir().unwrap();
-    let store = open(&dir.path().join("store"));
-    (dir, Arc::new(store))
+/// Where the objects of a test are kept.
+enum Place {
+    Redb(tempfile::TempDir),
+    Etcd(Etcd),
+}
+
+impl Place {
+    fn new(kind: &str) -> Self {
+        match kind {
+            "redb" => Self::Redb(tempfile::tempdir().unwrap()),
+            _ => Self::Etcd(Etcd::start()),
+        }
+    }
+
+    async fn open(&self) -> Arc<dyn Store> {
+        match self {
+            Self::Redb(dir) => Arc::new(open(&dir.path().join("store"))),
+            Self::Etcd(etcd) => Arc::new(etcd.connect().await),
+        }
+    }
+}
+
+async fn store(kind: &str) -> (Place, Arc<dyn Store>) {
+    let place = Place::new(kind);
+    let store = place.open().await;
+    (place, store)
+}
+
+async fn newest(store: &dyn Store) -> u64 {
+    store.get("").await.unwrap().1
 }
 
 fn put(key: &str, expect: Expect, value: &str) -> Write {
@@ -82,9 +113,10 @@ async fn next(watch: &mut Box<dyn Watch>) -> Result<Arc<Event>, StoreError> {
         .expect("no event")
 }
 
+#[rstest]
 #[tokio::test]
-async fn writes_compare_before_they_change_anything() {
-    let (_dir, store) = store();
+async fn writes_compare_before_they_change_anything(#[values("redb", "etcd")] kind: &str) {
+    let (_place, store) = store(kind).await;
     let key = &format!("{PREFIX}a");
     let first = store.write(put(key, Expect::Absent, "1")).await.unwrap();
     let error = store.write(put(key, Expect::Absent, "2")).await.unwrap_err();
@@ -114,16 +146,18 @@ async fn writes_compare_before_they_change_anything() {
 
 #[tokio::test]
 async fn a_second_process_is_told_that_the_store_is_in_use() {
-    let (dir, _store) = store();
+    let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("store");
+    let _store = open(&path);
     let error = RedbStore::open(&path, Options::default()).unwrap_err();
     assert!(matches!(error, StoreError::Locked { .. }), "{error}");
     assert!(error.to_string().contains(path.to_str().unwrap()));
 }
 
+#[rstest]
 #[tokio::test]
-async fn lists_show_any_revision_that_is_not_compacted() {
-    let (_dir, store) = store();
+async fn lists_show_any_revision_that_is_not_compacted(#[values("redb", "etcd")] kind: &str) {
+    let (_place, store) = store(kind).await;
     let mut history = Vec::new();
     let mut state: BTreeMap<String, (u64, Bytes)> = BTreeMap::new();
     for step in 0..200_u32 {
@@ -178,9 +212,10 @@ async fn lists_show_any_revision_that_is_not_compacted() {
     );
 }
 
+#[rstest]
 #[tokio::test]
-async fn watches_begin_anywhere_in_the_history_but_not_before_it() {
-    let (dir, store) = store();
+async fn watches_begin_anywhere_in_the_history_but_not_before_it(#[values("redb", "etcd")] kind: &str) {
+    let (place, store) = store(kind).await;
     for step in 0..10 {
         set(&*store, &format!("{PREFIX}{step}"), Some("x")).await;
     }
@@ -198,8 +233,8 @@ async fn watches_begin_anywhere_in_the_history_but_not_before_it() {
     assert!(matches!(error, StoreError::Future { .. }), "{error}");
     drop(watch);
     drop(store);
-    // After a restart the history comes from the file.
-    let store = open(&dir.path().join("store"));
+    // After a restart the history comes from where it is kept.
+    let store = place.open().await;
     let mut watch = store.watch(PREFIX, newest - 2).await.unwrap();
     assert_eq!(next(&mut watch).await.unwrap().revision, newest - 1);
     assert_eq!(next(&mut watch).await.unwrap().revision, newest);
@@ -207,9 +242,10 @@ async fn watches_begin_anywhere_in_the_history_but_not_before_it() {
     assert!(matches!(error, StoreError::Compacted { .. }), "{error}");
 }
 
+#[rstest]
 #[tokio::test]
-async fn an_event_carries_both_states() {
-    let (_dir, store) = store();
+async fn an_event_carries_both_states(#[values("redb", "etcd")] kind: &str) {
+    let (_place, store) = store(kind).await;
     let key = &format!("{PREFIX}a");
     let mut watch = store.watch(PREFIX, 1).await.unwrap();
     let created = set(&*store, key, Some("1")).await;
@@ -231,11 +267,13 @@ async fn an_event_carries_both_states() {
 }
 
 /// Watchers that start at any time see every change after their start once and in order.
+#[rstest]
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn watches_miss_nothing_while_others_write() {
+async fn watches_miss_nothing_while_others_write(#[values("redb", "etcd")] kind: &str) {
     const WRITERS: u64 = 4;
     const EACH: u64 = 400;
-    let (_dir, store) = store();
+    let (_place, store) = store(kind).await;
+    let start = newest(&*store).await;
     let mut tasks = Vec::new();
     for writer in 0..WRITERS {
         let store = Arc::clone(&store);
@@ -261,7 +299,7 @@ async fn watches_miss_nothing_while_others_write() {
         let mut watch = store.watch(PREFIX, from).await.unwrap();
         let store = Arc::clone(&store);
         watchers.push(tokio::spawn(async move {
-            let end = 1 + WRITERS * EACH;
+            let end = start + WRITERS * EACH;
             store.reached(from + 1).await.unwrap();
             let mut seen = Vec::new();
             loop {
@@ -292,18 +330,22 @@ async fn watches_miss_nothing_while_others_write() {
     }
 }
 
+#[rstest]
 #[tokio::test]
-async fn a_slow_watcher_neither_blocks_nor_loses_until_compaction_overtakes_it() {
-    let (_dir, store) = store();
-    let mut slow = store.watch(PREFIX, 1).await.unwrap();
-    let mut too_slow = store.watch(PREFIX, 1).await.unwrap();
+async fn a_slow_watcher_neither_blocks_nor_loses_until_compaction_overtakes_it(
+    #[values("redb", "etcd")] kind: &str,
+) {
+    let (_place, store) = store(kind).await;
+    let start = newest(&*store).await;
+    let mut slow = store.watch(PREFIX, start).await.unwrap();
+    let mut too_slow = store.watch(PREFIX, start).await.unwrap();
     // More than any buffer between the writer and a watcher holds.
     let value = "x".repeat(4096);
     for step in 0..700 {
         set(&*store, &format!("{PREFIX}{}", step % 3), Some(&value)).await;
     }
     let (_, newest) = store.get("").await.unwrap();
-    for revision in 2..=newest {
+    for revision in start + 1..=newest {
         assert_eq!(next(&mut slow).await.unwrap().revision, revision);
     }
     store.compact(newest).await.unwrap();
@@ -312,10 +354,13 @@ async fn a_slow_watcher_neither_blocks_nor_loses_until_compaction_overtakes_it()
 }
 
 /// A watcher of quiet objects is not thrown out because other objects change a lot.
+#[rstest]
 #[tokio::test]
-async fn compaction_does_not_overtake_a_watcher_that_has_nothing_to_see() {
-    let (_dir, store) = store();
-    let mut quiet = store.watch(PREFIX, 1).await.unwrap();
+async fn compaction_does_not_overtake_a_watcher_that_has_nothing_to_see(
+    #[values("redb", "etcd")] kind: &str,
+) {
+    let (_place, store) = store(kind).await;
+    let mut quiet = store.watch(PREFIX, newest(&*store).await).await.unwrap();
     for step in 0..600 {
         set(&*store, "/registry/core/pods/p", Some(&step.to_string())).await;
     }
@@ -462,4 +507,22 @@ fn acknowledged_writes_survive_kill_9() {
 fn value_is_before_deletion(value: &str) -> bool {
     let step: u64 = value.split('/').nth(1).unwrap().parse().unwrap();
     (step + 50) % 7 == 6
+}
+
+/// Whoever watches misses nothing when etcd goes away and comes back, and hears when it was away for too long.
+#[tokio::test(flavor = "multi_thread")]
+async fn watches_go_on_when_etcd_comes_back() {
+    let mut etcd = Etcd::start();
+    let store = etcd.connect().await;
+    let start = newest(&store).await;
+    let mut watch = store.watch(PREFIX, start).await.unwrap();
+    let first = set(&store, &format!("{PREFIX}a"), Some("1")).await;
+    assert_eq!(next(&mut watch).await.unwrap().revision, first);
+    etcd.restart();
+    // Another one writes as soon as etcd is back, before the watch is.
+    let other = etcd.connect().await;
+    let second = set(&other, &format!("{PREFIX}b"), Some("2")).await;
+    let event = next(&mut watch).await.unwrap();
+    assert_eq!((event.revision, event.previous.clone()), (second, None));
+    assert_eq!(newest(&store).await, second);
 }

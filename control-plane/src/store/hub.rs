@@ -86,20 +86,27 @@ fn size(event: &Event) -> usize {
         + event.previous.as_ref().map_or(0, |(_, value)| value.len())
 }
 
+#[derive(Debug)]
+struct Topics {
+    /// What was in the log before this process published anything.
+    start: u64,
+    by_name: HashMap<String, Arc<Topic>>,
+}
+
 /// All topics and the newest published revision.
 #[derive(Debug)]
 pub(super) struct Hub {
-    /// What was in the log before this process published anything.
-    start: u64,
-    topics: Mutex<HashMap<String, Arc<Topic>>>,
+    topics: Mutex<Topics>,
     published: watch::Sender<u64>,
 }
 
 impl Hub {
     pub(super) fn new(revision: u64) -> Self {
         Self {
-            start: revision,
-            topics: Mutex::default(),
+            topics: Mutex::new(Topics {
+                start: revision,
+                by_name: HashMap::new(),
+            }),
             published: watch::Sender::new(revision),
         }
     }
@@ -118,12 +125,12 @@ impl Hub {
     pub(super) fn topic(&self, key_or_prefix: &str) -> Arc<Topic> {
         let name = topic_name(key_or_prefix);
         let mut topics = lock(&self.topics);
-        if let Some(topic) = topics.get(name) {
+        if let Some(topic) = topics.by_name.get(name) {
             return Arc::clone(topic);
         }
         // A topic without events has had none since the start: whoever stands at `start` or later has missed nothing.
         let ring = Ring {
-            floor: self.start,
+            floor: topics.start,
             bytes: 0,
             events: VecDeque::new(),
         };
@@ -131,8 +138,24 @@ impl Hub {
             ring: Mutex::new(ring),
             changed: watch::Sender::new(()),
         });
-        topics.insert(name.to_owned(), Arc::clone(&topic));
+        topics.by_name.insert(name.to_owned(), Arc::clone(&topic));
         topic
+    }
+
+    /// Begins anew at `revision`: what happened before is not known here, only to the log.
+    pub(super) fn restart(&self, revision: u64) {
+        let mut topics = lock(&self.topics);
+        topics.start = revision;
+        for topic in topics.by_name.values() {
+            let mut ring = lock(&topic.ring);
+            ring.events.clear();
+            ring.bytes = 0;
+            ring.floor = revision;
+        }
+        self.published.send_replace(revision);
+        for topic in topics.by_name.values() {
+            topic.changed.send_replace(());
+        }
     }
 
     /// Makes durable events visible, oldest first.

@@ -1,4 +1,4 @@
-//! A watcher of the embedded store.
+//! A watcher: it takes what the hub has, and reads the history when it is too slow for that.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -7,16 +7,32 @@ use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use tokio::sync::watch;
 
-use super::hub::{After, Topic};
-use super::redb_store::{Inner, blocking};
+use super::hub::{After, Hub, Topic};
 use super::{Event, StoreError, Watch};
 
 /// Events that a watcher takes at a time.
 const READ_AHEAD: usize = 128;
 
+/// Events, and the revision up to which they are all there are.
+pub(super) type Past = (Vec<Arc<Event>>, u64);
+
+/// A store's past.
+pub(super) trait History: Send + Sync {
+    /// What tells watchers of the present.
+    fn hub(&self) -> &Hub;
+
+    /// About `limit` events after `revision` whose key starts with `prefix`, and the revision up to which that is complete.
+    fn log_after(
+        self: Arc<Self>,
+        revision: u64,
+        prefix: String,
+        limit: usize,
+    ) -> BoxFuture<'static, Result<Past, StoreError>>;
+}
+
 /// A watcher: a position in the history, and a few events read ahead.
 pub(super) struct LogWatch {
-    inner: Arc<Inner>,
+    history: Arc<dyn History>,
     topic: Arc<Topic>,
     changed: watch::Receiver<()>,
     prefix: String,
@@ -28,14 +44,14 @@ pub(super) struct LogWatch {
 impl LogWatch {
     /// Watches what follows `revision`. `changed` was subscribed before that revision was checked.
     pub(super) fn new(
-        inner: Arc<Inner>,
+        history: Arc<dyn History>,
         topic: Arc<Topic>,
         changed: watch::Receiver<()>,
         prefix: &str,
         revision: u64,
     ) -> Self {
         Self {
-            inner,
+            history,
             topic,
             changed,
             prefix: prefix.to_owned(),
@@ -46,7 +62,7 @@ impl LogWatch {
 
     /// Takes what the topic's ring has. False when the ring no longer reaches back far enough.
     fn fill(&mut self) -> bool {
-        let published = self.inner.hub.published();
+        let published = self.history.hub().published();
         match self.topic.after(self.read, &self.prefix, READ_AHEAD) {
             After::Gone => false,
             After::Events(events) => {
@@ -72,8 +88,10 @@ impl LogWatch {
             // Seen before reading, so that a change during the read wakes us up again.
             self.changed.borrow_and_update();
             if !self.fill() {
-                let (inner, read, prefix) = (Arc::clone(&self.inner), self.read, self.prefix.clone());
-                let (events, complete) = blocking(move || inner.log_after(read, &prefix, READ_AHEAD)).await?;
+                let history = Arc::clone(&self.history);
+                let (events, complete) = history
+                    .log_after(self.read, self.prefix.clone(), READ_AHEAD)
+                    .await?;
                 self.buffer.extend(events);
                 self.read = complete;
                 continue;

@@ -1,8 +1,9 @@
 //! The revisioned store: every write gets the next revision of one global counter, which the API shows as resourceVersion.
 //!
-//! The shape is etcd's (one counter, compare-and-write, an event log that is compacted), so that an etcd implementation of
-//! [`Store`] can take the embedded one's place. Values are opaque bytes here; see `server::codec` for their layout.
+//! The shape is etcd's (one counter, compare-and-write, an event log that is compacted), so that etcd itself can take the embedded
+//! store's place. Values are opaque bytes here; see `server::codec` for their layout.
 
+mod etcd;
 mod hub;
 mod log_watch;
 mod redb_store;
@@ -12,6 +13,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures::future::BoxFuture;
 
+pub use etcd::{EtcdOptions, EtcdStore};
 pub use redb_store::{Options, RedbStore};
 
 /// A value with the revision that wrote it.

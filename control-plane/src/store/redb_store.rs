@@ -14,7 +14,7 @@ use redb::{Database, ReadTransaction, ReadableDatabase as _, ReadableTable as _,
 use tokio::sync::{mpsc, oneshot};
 
 use super::hub::Hub;
-use super::log_watch::LogWatch;
+use super::log_watch::{History, LogWatch, Past};
 use super::{Event, Expect, Page, Range, Store, StoreError, Stored, Watch, Write};
 
 /// key -> (revision, value).
@@ -57,9 +57,9 @@ enum Command {
     Compact(u64, Answer<()>),
 }
 
-pub(super) struct Inner {
+struct Inner {
     database: Database,
-    pub(super) hub: Hub,
+    hub: Hub,
     compacted: AtomicU64,
 }
 
@@ -457,13 +457,7 @@ impl Inner {
         Ok(page)
     }
 
-    /// Up to `limit` logged events after `revision`, and the revision up to which that is complete.
-    pub(super) fn log_after(
-        &self,
-        revision: u64,
-        prefix: &str,
-        limit: usize,
-    ) -> Result<(Vec<Arc<Event>>, u64), StoreError> {
+    fn read_log(&self, revision: u64, prefix: &str, limit: usize) -> Result<Past, StoreError> {
         let operation = "read the store's log";
         // Nothing unpublished may be returned, or `published` would step back for the reader.
         let published = self.hub.published();
@@ -502,7 +496,7 @@ fn check_revision(requested: u64, current: u64, compacted: u64) -> Result<(), St
 }
 
 /// Runs a read of unknown size where it may block.
-pub(super) fn blocking<T: Send + 'static>(
+fn blocking<T: Send + 'static>(
     read: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
 ) -> BoxFuture<'static, Result<T, StoreError>> {
     async move {
@@ -511,6 +505,21 @@ pub(super) fn blocking<T: Send + 'static>(
             .map_err(backend("read from store"))?
     }
     .boxed()
+}
+
+impl History for Inner {
+    fn hub(&self) -> &Hub {
+        &self.hub
+    }
+
+    fn log_after(
+        self: Arc<Self>,
+        revision: u64,
+        prefix: String,
+        limit: usize,
+    ) -> BoxFuture<'static, Result<Past, StoreError>> {
+        blocking(move || self.read_log(revision, &prefix, limit))
+    }
 }
 
 impl Store for RedbStore {
@@ -549,7 +558,8 @@ impl Store for RedbStore {
             let changed = topic.subscribe();
             let (_, current, compacted) = self.inner.snapshot()?;
             check_revision(revision, current, compacted)?;
-            let watch = LogWatch::new(Arc::clone(&self.inner), topic, changed, prefix, revision);
+            let inner = Arc::clone(&self.inner);
+            let watch = LogWatch::new(inner, topic, changed, prefix, revision);
             Ok(Box::new(watch) as Box<dyn Watch>)
         })();
         std::future::ready(result).boxed()

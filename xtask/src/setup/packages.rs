@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail};
 use crate::run;
 
 /// (program, Debian package). kubectl is apart: Debian's own is too old in some releases.
-const PROGRAMS: [(&str, &str); 12] = [
+const PROGRAMS: [(&str, &str); 13] = [
     ("ip", "iproute2"),
     ("curl", "curl"),
     ("bpftool", "bpftool"),
@@ -22,6 +22,8 @@ const PROGRAMS: [(&str, &str); 12] = [
     ("ping", "iputils-ping"),
     ("python3", "python3"),
     ("sysctl", "procps"),
+    // where several control planes keep their objects
+    ("etcd", "etcd-server"),
 ];
 /// Older kubectl cannot read this API's OpenAPI v3 document, which `kubectl apply` checks.
 const OLDEST_KUBECTL: (u32, u32) = (1, 27);
