@@ -7,6 +7,7 @@ mod maps;
 mod memory;
 mod mock_api;
 mod nodes;
+mod overlay;
 mod packet;
 mod population;
 mod program;
@@ -48,6 +49,8 @@ enum What {
     Churn,
     /// From the Nodes of a large cluster to routes
     Nodes,
+    /// Pod to pod across nodes, against the kernel's own forwarding
+    Overlay(overlay::Options),
     /// What clients notice while the agent is killed and started again
     Restart(restart::Options),
     /// All of them
@@ -106,6 +109,7 @@ fn run(args: &Args) -> Result<bool> {
         What::Packet => packet::run(&mut figures)?,
         What::Churn => churn::run(&mut figures)?,
         What::Nodes => nodes::run(&mut figures)?,
+        What::Overlay(options) => overlay::run(options, &mut figures)?,
         What::Restart(options) => restart::run(options, &mut figures)?,
         What::All => {
             connect::run(&connect::Options::default(), &mut figures)?;
@@ -114,6 +118,7 @@ fn run(args: &Args) -> Result<bool> {
             packet::run(&mut figures)?;
             churn::run(&mut figures)?;
             nodes::run(&mut figures)?;
+            overlay::run(&overlay::Options::default(), &mut figures)?;
             restart::run(&restart::Options::default(), &mut figures)?;
         }
     }
