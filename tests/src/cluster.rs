@@ -144,20 +144,8 @@ impl Cluster {
         cgroup::create(&group.join("host"))?;
         fs::create_dir_all(&state).with_context(|| format!("cannot make {}", state.display()))?;
         fs::create_dir_all(&bpffs).with_context(|| format!("cannot make {}", bpffs.display()))?;
-        let netns = Arc::new(NetNs::create(&format!("{}-{short}", self.name))?);
-        self.switch.netns().ip_batch(&[
-            format!("link add {short} type veth peer name up0 netns {}", netns.name()),
-            format!("link set {short} up"),
-            format!("addr add fe80::1/64 dev {short} nodad"),
-        ])?;
-        netns.ip_batch(&[
-            "addr add 169.254.1.1/32 dev lo scope link".to_owned(),
-            format!("addr add {v4}/32 dev up0"),
-            format!("addr add {v6}/128 dev up0 nodad"),
-            "link set up0 up".to_owned(),
-            format!("route add default via 169.254.1.2 dev up0 onlink src {v4}"),
-            format!("route add ::/0 via fe80::1 dev up0 src {v6}"),
-        ])?;
+        let netns = self.plug(&short, v4, v6)?;
+        netns.ip_batch(&["addr add 169.254.1.1/32 dev lo scope link".to_owned()])?;
         self.switch.netns().ip_batch(&routes(index, v4, v6))?;
         Ok(Node {
             name: format!("node-{index}"),
@@ -174,18 +162,8 @@ impl Cluster {
 }
 
 impl Cluster {
-    /// Adds a host that is no part of the cluster, at 192.0.2.`i` and `2001:db8::i`: a client from the world. It knows
-    /// the nodes, and no pod or service address but by [`Cluster::route_to`].
-    ///
-    /// # Errors
-    /// When a part of it cannot be made.
-    pub fn add_outside_host(&self) -> Result<OutsideHost> {
-        let index = self.outside.fetch_add(1, Ordering::Relaxed) + 1;
-        let index = u8::try_from(index).context("too many hosts")?;
-        let short = format!("o{index}");
-        let (v4, v6) = (Ipv4Addr::new(192, 0, 2, index), outside_v6(index));
-        let group = self.cgroup.join(&short);
-        cgroup::create(&group)?;
+    /// A network namespace with these addresses at its `up0`, which leads to the switch's device of this name.
+    fn plug(&self, short: &str, v4: Ipv4Addr, v6: Ipv6Addr) -> Result<Arc<NetNs>> {
         let netns = Arc::new(NetNs::create(&format!("{}-{short}", self.name))?);
         self.switch.netns().ip_batch(&[
             format!("link add {short} type veth peer name up0 netns {}", netns.name()),
@@ -199,6 +177,22 @@ impl Cluster {
             format!("route add default via 169.254.1.2 dev up0 onlink src {v4}"),
             format!("route add ::/0 via fe80::1 dev up0 src {v6}"),
         ])?;
+        Ok(netns)
+    }
+
+    /// Adds a host that is no part of the cluster, at 192.0.2.`i` and `2001:db8::i`: a client from the world. It knows
+    /// the nodes, and no pod or service address but by [`Cluster::route_to`].
+    ///
+    /// # Errors
+    /// When a part of it cannot be made.
+    pub fn add_outside_host(&self) -> Result<OutsideHost> {
+        let index = self.outside.fetch_add(1, Ordering::Relaxed) + 1;
+        let index = u8::try_from(index).context("too many hosts")?;
+        let short = format!("o{index}");
+        let (v4, v6) = (Ipv4Addr::new(192, 0, 2, index), outside_v6(index));
+        let group = self.cgroup.join(&short);
+        cgroup::create(&group)?;
+        let netns = self.plug(&short, v4, v6)?;
         self.switch.netns().ip_batch(&[
             format!("route add {v4}/32 dev {short} src {SWITCH_V4}"),
             format!("route add {v6}/128 dev {short} src {SWITCH_V6}"),

@@ -8,11 +8,13 @@ use std::time::Duration;
 use anyhow::Context;
 use beeline_tests::cluster::Node;
 use beeline_tests::process::Process;
-use beeline_tests::{Agent, Cluster, ControlPlane, program, wait_for};
+use beeline_tests::{program, wait_for};
 use serde_json::json;
 
 use crate::cri::{self, Message};
-use crate::pod_network::{CniPod, NET_CONF, SERVICE, ipam, options, plugin_config, service, wait_ready};
+use crate::pod_network::{
+    CniPod, NET_CONF, Network, SERVICE, ipam, options, plugin_config, service, start_agent,
+};
 
 const IMAGE: &str = "beeline.local/busybox:1";
 
@@ -211,16 +213,12 @@ fn image(dir: &Path) -> PathBuf {
 
 #[test]
 fn containerd_runs_a_pod_that_others_reach() {
-    let cluster = Cluster::new().unwrap();
-    let plane = ControlPlane::start(&cluster).unwrap();
-    let nodes = [cluster.add_node().unwrap(), cluster.add_node().unwrap()];
-    let mut agents = Vec::new();
-    for node in &nodes {
-        plane.register_node(node).unwrap();
-        let mut agent = Agent::start_synced(node, &options(&plane, node, NET_CONF)).unwrap();
-        wait_ready(&plane, node, &mut agent);
-        agents.push(agent);
-    }
+    let Network {
+        cluster: _cluster,
+        plane,
+        nodes,
+        mut agents,
+    } = Network::new(2, |options| options);
     let mut containerd = Containerd::start(&nodes[0]);
     let (id, ips) = containerd.run_pod("web");
     assert_eq!(ips.len(), 2, "{ips:?}");
@@ -252,8 +250,7 @@ fn containerd_runs_a_pod_that_others_reach() {
     // without the agent a pod can still be removed
     drop(agents.remove(0));
     containerd.remove_pod(&second);
-    let mut agent = Agent::start_synced(&nodes[0], &options(&plane, &nodes[0], NET_CONF)).unwrap();
-    wait_ready(&plane, &nodes[0], &mut agent);
+    let _agent = start_agent(&plane, &nodes[0], &options(&plane, &nodes[0], NET_CONF));
     let list = ipam(&nodes[0]);
     let used = list["addresses"]
         .as_array()

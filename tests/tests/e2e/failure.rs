@@ -74,6 +74,37 @@ impl TwoNodes {
         let found = agent::metric(&self.near, "beeline_backends_suspect").unwrap();
         found.unwrap()
     }
+
+    /// Waits until as many sockets more than before have been connected.
+    fn wait_connections(&self, before: u64) {
+        wait_for("all of them to be connected", PROPAGATION, || {
+            Ok((self.connections() >= before + 16).then_some(()))
+        })
+        .unwrap();
+    }
+
+    /// Waits until new connections go to both backends.
+    fn wait_both(&self, target: SocketAddr) {
+        wait_for("both backends", PROPAGATION, || {
+            Ok((self.ask(target, 32).replies.len() == 2).then_some(()))
+        })
+        .unwrap();
+    }
+
+    fn wait_destroyed(&self) {
+        wait_for("sockets to be destroyed", PROPAGATION, || {
+            let found = agent::metric(&self.near, "beeline_sockets_destroyed_total")?;
+            Ok(found.filter(|count| *count > 0.0))
+        })
+        .unwrap();
+    }
+
+    /// The service has only the near pod from now on; that is programmed after this.
+    fn leave_near(&self) {
+        let near = &self.servers[0];
+        self.objects.put_service("web", &[V4, V6], &[near]).unwrap();
+        self.objects.settle([&self.near]).unwrap();
+    }
 }
 
 #[test]
@@ -101,10 +132,7 @@ fn a_node_without_power_gets_no_new_connections_after_two_seconds() {
 
         // it returns when it answers, and those who waited for it are served
         scene.cluster.plug_in(&scene.far).unwrap();
-        wait_for("the backend to return", PROPAGATION, || {
-            Ok((scene.ask(target, 32).replies.len() == 2).then_some(()))
-        })
-        .unwrap();
+        scene.wait_both(target);
         assert_eq!(scene.suspects(), 0.0);
         let load = load.stop().unwrap();
         assert_eq!(load.failed, 0, "{load:?}");
@@ -153,21 +181,11 @@ fn connected_udp_sockets_move_when_their_backend_serves_no_more() {
     let target = address(&format!("{V4}:53"));
     // 16 sockets, each of which stays with its backend
     let load = Load::start(scene.client.place(), target, Mode::UdpHold, 200, 16).unwrap();
-    wait_for("all of them to be connected", PROPAGATION, || {
-        Ok((scene.connections() >= 16).then_some(()))
-    })
-    .unwrap();
+    scene.wait_connections(0);
+    scene.leave_near();
     let gone = Instant::now();
-    scene
-        .objects
-        .put_service("web", &[V4, V6], &[&scene.servers[0]])
-        .unwrap();
-    wait_for("sockets to be destroyed", PROPAGATION, || {
-        let found = agent::metric(&scene.near, "beeline_sockets_destroyed_total")?;
-        Ok(found.filter(|count| *count > 0.0))
-    })
-    .unwrap();
-    // the file has to be read first
+    scene.wait_destroyed();
+    // twice as long, because others keep this machine busy
     assert!(gone.elapsed() < MOVED * 2, "{:?}", gone.elapsed());
     std::thread::sleep(MOVED);
     let moved = load.stop().unwrap();
@@ -184,15 +202,9 @@ fn tcp_connections_end_with_their_pod_but_not_with_its_labels() {
     let target = address(&format!("{V4}:80"));
     let load = || Load::start(scene.client.place(), target, Mode::Hold, 100, 16).unwrap();
     let held = load();
-    wait_for("all of them to be connected", PROPAGATION, || {
-        Ok((scene.connections() >= 16).then_some(()))
-    })
-    .unwrap();
+    scene.wait_connections(0);
     // the far pod leaves the service, and lives on: its connections, too
-    scene
-        .objects
-        .put_service("web", &[V4, V6], &[&scene.servers[0]])
-        .unwrap();
+    scene.leave_near();
     std::thread::sleep(Duration::from_secs(7));
     let report = held.stop().unwrap();
     assert_eq!(report.failed, 0, "{report:?}");
@@ -203,26 +215,13 @@ fn tcp_connections_end_with_their_pod_but_not_with_its_labels() {
         .objects
         .put_service("web", &[V4, V6], &scene.servers.each_ref())
         .unwrap();
-    wait_for("the far pod", PROPAGATION, || {
-        Ok((scene.ask(target, 32).replies.len() == 2).then_some(()))
-    })
-    .unwrap();
+    scene.wait_both(target);
     let before = scene.connections();
     let held = load();
-    wait_for("all of them to be connected", PROPAGATION, || {
-        Ok((scene.connections() >= before + 16).then_some(()))
-    })
-    .unwrap();
+    scene.wait_connections(before);
     scene.cluster.unplug(&scene.far).unwrap();
-    scene
-        .objects
-        .put_service("web", &[V4, V6], &[&scene.servers[0]])
-        .unwrap();
-    wait_for("sockets to be destroyed", PROPAGATION, || {
-        let found = agent::metric(&scene.near, "beeline_sockets_destroyed_total")?;
-        Ok(found.filter(|count| *count > 0.0))
-    })
-    .unwrap();
+    scene.leave_near();
+    scene.wait_destroyed();
     assert_eq!(
         scene.ask(target, 32).replies.keys().collect::<Vec<_>>(),
         ["web-near"]

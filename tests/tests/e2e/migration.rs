@@ -7,11 +7,11 @@ use std::time::Duration;
 use anyhow::Context as _;
 use beeline_tests::client::Mode;
 use beeline_tests::cluster::{ECHO_PORT, Node};
-use beeline_tests::process::{self, Process};
-use beeline_tests::{Agent, Cluster, ControlPlane, Load, Place, agent, program, wait_for};
+use beeline_tests::process;
+use beeline_tests::{Cluster, ControlPlane, Load, Place, agent, wait_for};
 
 use crate::flannel::{BridgePod, Flannel};
-use crate::pod_network::{CniPod, NET_CONF, ipam, node_object, options, wait_ready};
+use crate::pod_network::{CniPod, NET_CONF, ipam, node_object, options, start_agent};
 
 /// Requests per second of each client.
 const RATE: u32 = 50;
@@ -88,17 +88,6 @@ fn reach_each_other(new: &CniPod<'_>, old: &BridgePod, what: &str) {
     .unwrap();
 }
 
-fn world_server(place: &Place, cluster: &Cluster) -> Process {
-    let mut command = place.command(program("beeline-echo").unwrap()).unwrap();
-    command.args(["--name", "world", "--port", &ECHO_PORT.to_string()]);
-    let server = Process::spawn(place, "world", command, &cluster.state().join("world.log")).unwrap();
-    let listening = |line: &str| line.contains("listening");
-    server
-        .wait_log("its listening", Duration::from_secs(5), listening)
-        .unwrap();
-    server
-}
-
 /// What makes a peer of the node, as `ip` and `bridge` show it, without the order and what ages.
 fn overlay_of(node: &Node) -> Vec<String> {
     let mut all = Vec::new();
@@ -151,7 +140,8 @@ fn nodes_change_from_flannel_and_back_without_losing_a_connection() {
         flannel.peers(&flannels);
     }
     let outside = cluster.add_outside_host().unwrap();
-    let _server = world_server(outside.place(), &cluster);
+    let log = cluster.state().join("world.log");
+    let _server = process::echo(outside.place(), "world", ECHO_PORT, &log).unwrap();
     // two on the first node: they see each other by the bridge
     let pods = [
         flannels[0].pod("old-1"),
@@ -169,9 +159,7 @@ fn nodes_change_from_flannel_and_back_without_losing_a_connection() {
     let mut agents = Vec::new();
     let mut new: Vec<CniPod<'_>> = Vec::new();
     for (i, node) in nodes.iter().take(2).enumerate() {
-        let mut agent = Agent::start_synced(node, &options(&plane, node, NET_CONF)).unwrap();
-        wait_ready(&plane, node, &mut agent);
-        agents.push(agent);
+        agents.push(start_agent(&plane, node, &options(&plane, node, NET_CONF)));
         let mut pod = CniPod::new(node, &format!("new-{}", i + 1));
         pod.echo();
         assert!(

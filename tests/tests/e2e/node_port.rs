@@ -7,8 +7,8 @@ use beeline_tests::cluster::ECHO_PORT;
 use serde_json::json;
 
 use crate::pair::{
-    BOTH, NODE_PORT, NODE_PORT_UDP, Pair, REFUSED, SILENT, ask, assert_fails, assert_replies, impatient,
-    sources, wait_fails, wait_fails_within, wait_replies,
+    BOTH, NODE_PORT, NODE_PORT_UDP, Pair, REFUSED, SILENT, V4, V6, ask, assert_fails, assert_replies,
+    impatient, sources, wait_fails, wait_fails_within, wait_replies,
 };
 
 #[test]
@@ -56,7 +56,11 @@ fn datagrams_larger_than_a_packet_are_translated() {
         ..Mode::Udp.into()
     };
     for (who, place) in pair.everywhere() {
-        for target in pair.node_ports(0, NODE_PORT_UDP) {
+        let mut targets = pair.node_ports(0, NODE_PORT_UDP).to_vec();
+        if who != "outside" {
+            targets.extend([V4, V6].map(|ip| SocketAddr::new(ip.parse().unwrap(), 53)));
+        }
+        for target in targets {
             assert_replies(
                 &format!("{who} to {target}"),
                 &ask(place, target, question, 32),
@@ -218,25 +222,28 @@ fn terminating_endpoints_serve_while_nothing_else_does() {
 fn a_pod_reaches_itself_through_its_service() {
     let pair = Pair::new();
     pair.put(json!({}), &[true, false]);
-    wait_replies(
-        pair.clients[0].place(),
-        pair.node_ports(0, NODE_PORT)[0],
-        Mode::Http,
-        &["web-1"],
-    );
-    for target in pair.node_ports(0, NODE_PORT) {
-        assert_replies(
-            "itself",
-            &ask(pair.servers[0].place(), target, Mode::Http, 16),
-            &["web-1"],
-        );
+    let mut tcp = [V4, V6]
+        .map(|ip| SocketAddr::new(ip.parse().unwrap(), 80))
+        .to_vec();
+    let mut udp = [V4, V6]
+        .map(|ip| SocketAddr::new(ip.parse().unwrap(), 53))
+        .to_vec();
+    for node in [0, 1] {
+        tcp.extend(pair.node_ports(node, NODE_PORT));
+        udp.extend(pair.node_ports(node, NODE_PORT_UDP));
     }
-    for target in pair.node_ports(1, NODE_PORT) {
-        assert_replies(
-            "by the other node",
-            &ask(pair.servers[0].place(), target, Mode::Http, 16),
-            &["web-1"],
-        );
+    let pod = pair.servers[0].place();
+    for target in tcp {
+        assert_replies(&target.to_string(), &ask(pod, target, Mode::Http, 16), &["web-1"]);
+    }
+    for target in udp {
+        for mode in [Mode::Udp, Mode::UdpConnected] {
+            assert_replies(
+                &format!("{target} {mode:?}"),
+                &ask(pod, target, mode, 16),
+                &["web-1"],
+            );
+        }
     }
 }
 

@@ -1,5 +1,6 @@
 //! Pods whose network the agent makes: through the CNI plugin, over the overlay, with nodes from the API.
 
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -141,7 +142,7 @@ pub(crate) fn node_object(plane: &ControlPlane, node: &Node) -> Value {
     .unwrap()
 }
 
-pub(crate) fn wait_ready(plane: &ControlPlane, node: &Node, agent: &mut Agent) {
+fn wait_ready(plane: &ControlPlane, node: &Node, agent: &mut Agent) {
     wait_for(
         &format!("the pod network of {}", node.name()),
         Duration::from_secs(20),
@@ -161,18 +162,49 @@ pub(crate) fn wait_ready(plane: &ControlPlane, node: &Node, agent: &mut Agent) {
     .unwrap();
 }
 
+/// An agent that makes the pod network of its node, which is ready then.
+pub(crate) fn start_agent(plane: &ControlPlane, node: &Node, options: &AgentOptions) -> Agent {
+    let mut agent = Agent::start_synced(node, options).unwrap();
+    wait_ready(plane, node, &mut agent);
+    agent
+}
+
+/// Nodes whose agents make the pod network.
+pub(crate) struct Network {
+    // Order of dropping: processes before the cluster.
+    pub(crate) agents: Vec<Agent>,
+    pub(crate) nodes: Vec<Node>,
+    pub(crate) plane: ControlPlane,
+    pub(crate) cluster: Cluster,
+}
+
+impl Network {
+    /// As many nodes, with these further flags.
+    pub(crate) fn new(nodes: usize, change: impl Fn(AgentOptions) -> AgentOptions) -> Self {
+        let cluster = Cluster::new().unwrap();
+        let plane = ControlPlane::start(&cluster).unwrap();
+        let nodes: Vec<Node> = (0..nodes).map(|_| cluster.add_node().unwrap()).collect();
+        let start = |node| {
+            plane.register_node(node).unwrap();
+            start_agent(&plane, node, &change(options(&plane, node, NET_CONF)))
+        };
+        Self {
+            agents: nodes.iter().map(start).collect(),
+            nodes,
+            plane,
+            cluster,
+        }
+    }
+}
+
 #[test]
 fn pods_of_the_plugin_reach_each_other_across_nodes_and_through_services() {
-    let cluster = Cluster::new().unwrap();
-    let plane = ControlPlane::start(&cluster).unwrap();
-    let nodes = [cluster.add_node().unwrap(), cluster.add_node().unwrap()];
-    let mut agents = Vec::new();
-    for node in &nodes {
-        plane.register_node(node).unwrap();
-        let mut agent = Agent::start_synced(node, &options(&plane, node, NET_CONF)).unwrap();
-        wait_ready(&plane, node, &mut agent);
-        agents.push(agent);
-    }
+    let Network {
+        cluster: _cluster,
+        plane,
+        nodes,
+        mut agents,
+    } = Network::new(2, |options| options);
     let annotations = node_object(&plane, &nodes[0])["metadata"]["annotations"].clone();
     assert_eq!(
         annotations["flannel.alpha.coreos.com/public-ip"],
@@ -206,8 +238,7 @@ fn pods_of_the_plugin_reach_each_other_across_nodes_and_through_services() {
     // the agent may be gone: pods go on, and a new agent knows them
     drop(agents.remove(0));
     assert!(client.get(&format!("http://{SERVICE}/")).is_some());
-    let mut agent = Agent::start_synced(&nodes[0], &options(&plane, &nodes[0], NET_CONF)).unwrap();
-    wait_ready(&plane, &nodes[0], &mut agent);
+    let _agent = start_agent(&plane, &nodes[0], &options(&plane, &nodes[0], NET_CONF));
     let list = ipam(&nodes[0]);
     let pods: Vec<&Value> = list["addresses"].as_array().unwrap().iter().collect();
     assert_eq!(pods.len(), 2, "{list}");
@@ -260,19 +291,28 @@ pub(crate) fn service(backend: &str, node: &Node) -> String {
     format!("---\n{service}\n---\n{slice}\n")
 }
 
+/// A socket in a network namespace, that waits for its answers.
+fn datagram_socket(netns: &NetNs) -> UdpSocket {
+    let bind = || UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0));
+    let socket = netns.run(bind).unwrap().unwrap();
+    socket.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+    socket
+}
+
+/// Sends a datagram, and gives the answer and where it comes from.
+fn datagram(socket: &UdpSocket, text: &str, ip: &str, port: u16) -> (String, SocketAddr) {
+    socket.send_to(text.as_bytes(), (ip, port)).unwrap();
+    let mut answer = [0; 64];
+    let (length, from) = socket.recv_from(&mut answer).unwrap();
+    (String::from_utf8_lossy(&answer[..length]).into_owned(), from)
+}
+
 #[test]
 fn pods_reach_the_world_with_the_address_of_their_node() {
-    let cluster = Cluster::new().unwrap();
-    let plane = ControlPlane::start(&cluster).unwrap();
-    let nodes = [cluster.add_node().unwrap(), cluster.add_node().unwrap()];
-    let mut agents = Vec::new();
-    for node in &nodes {
-        plane.register_node(node).unwrap();
-        let options = options(&plane, node, NET_CONF).flag("--non-masquerade-cidrs", "192.0.2.2/32");
-        let mut agent = Agent::start_synced(node, &options).unwrap();
-        wait_ready(&plane, node, &mut agent);
-        agents.push(agent);
-    }
+    let network = Network::new(2, |options| {
+        options.flag("--non-masquerade-cidrs", "192.0.2.2/32")
+    });
+    let (cluster, nodes) = (&network.cluster, &network.nodes);
     let world = cluster.add_outside_host().unwrap();
     let friend = cluster.add_outside_host().unwrap();
     let mut servers = Vec::new();
@@ -318,41 +358,20 @@ fn pods_reach_the_world_with_the_address_of_their_node() {
         assert!(seen.contains(&world_v4) || seen.contains(&world_v6), "{seen}");
     }
     // a datagram from the world: its answer comes from where it was sent to
-    let socket = world
-        .place()
-        .netns()
-        .run(|| std::net::UdpSocket::bind((std::net::Ipv4Addr::UNSPECIFIED, 0)))
-        .unwrap()
-        .unwrap();
-    socket.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+    let socket = datagram_socket(world.place().netns());
     for round in 0..3 {
-        socket.send_to(b"hello", (pod.v4.as_str(), 8080)).unwrap();
-        let mut answer = [0; 64];
-        let (_, from) = socket.recv_from(&mut answer).unwrap();
+        let (_, from) = datagram(&socket, "hello", &pod.v4, ECHO_PORT);
         assert_eq!(from.ip().to_string(), pod.v4, "round {round}");
     }
     // and one to the world
-    let socket = pod
-        .netns
-        .run(|| std::net::UdpSocket::bind((std::net::Ipv4Addr::UNSPECIFIED, 0)))
-        .unwrap()
-        .unwrap();
-    socket.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
-    socket.send_to(b"source", (world_v4.as_str(), 8080)).unwrap();
-    let mut answer = [0; 64];
-    let (length, _) = socket.recv_from(&mut answer).unwrap();
-    let seen = String::from_utf8_lossy(&answer[..length]).into_owned();
+    let (seen, _) = datagram(&datagram_socket(&pod.netns), "source", &world_v4, ECHO_PORT);
     assert!(seen.contains(&node_v4), "{seen}");
 }
 
 #[test]
 fn host_ports_lead_to_their_pods() {
-    let cluster = Cluster::new().unwrap();
-    let plane = ControlPlane::start(&cluster).unwrap();
-    let node = cluster.add_node().unwrap();
-    plane.register_node(&node).unwrap();
-    let mut agent = Agent::start_synced(&node, &options(&plane, &node, NET_CONF)).unwrap();
-    wait_ready(&plane, &node, &mut agent);
+    let network = Network::new(1, |options| options);
+    let (cluster, node) = (&network.cluster, &network.nodes[0]);
     let world = cluster.add_outside_host().unwrap();
     let get = |command: Command, url: &str| {
         let mut command = command;
@@ -370,7 +389,7 @@ fn host_ports_lead_to_their_pods() {
         ("public", port(&node_v4, "tcp")),
         ("datagrams", port(&node_v4, "udp")),
     ] {
-        let mut pod = CniPod::with_ports(&node, name, &ports);
+        let mut pod = CniPod::with_ports(node, name, &ports);
         pod.echo();
         pods.push(pod);
     }
@@ -384,17 +403,8 @@ fn host_ports_lead_to_their_pods() {
     answers("public", &from_world, &public);
     answers("public", &from_node, &public);
     answers("loopback", &from_node, "http://127.0.0.1:54323/");
-    let socket = world
-        .place()
-        .netns()
-        .run(|| std::net::UdpSocket::bind((std::net::Ipv4Addr::UNSPECIFIED, 0)))
-        .unwrap()
-        .unwrap();
-    socket.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
-    socket.send_to(b"hello", (node_v4.as_str(), 54323)).unwrap();
-    let mut answer = [0; 64];
-    let (length, from) = socket.recv_from(&mut answer).unwrap();
-    assert!(String::from_utf8_lossy(&answer[..length]).contains("datagrams"));
+    let (answer, from) = datagram(&datagram_socket(world.place().netns()), "hello", &node_v4, 54323);
+    assert!(answer.contains("datagrams"), "{answer}");
     assert_eq!(from.to_string(), format!("{node_v4}:54323"));
     // a pod that goes takes its port with it
     pods.remove(1);
@@ -404,7 +414,7 @@ fn host_ports_lead_to_their_pods() {
     .unwrap();
     // any address of the node
     let mut pod = CniPod::with_ports(
-        &node,
+        node,
         "any",
         &json!([{"hostPort": 54324, "containerPort": 8080, "protocol": "tcp"}]),
     );

@@ -4,12 +4,14 @@
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU16, Ordering};
+use std::time::Duration;
 
 use beeline_tests::client::{Mode, Question};
-use beeline_tests::{Load, Place};
+use beeline_tests::objects::{endpoint, slice_of};
+use beeline_tests::{Load, Place, Pod, process};
 use serde_json::json;
 
-use crate::pair::{BOTH, NODE_PORT_UDP, Pair, V4, V6, wait_replies};
+use crate::pair::{BOTH, NODE_PORT_UDP, Pair, V4, V6, slices, wait_replies};
 
 /// A client that asks from one port, again and again. No other has used the port: its flow would be found.
 fn sender(place: &Place, target: SocketAddr, mode: Mode) -> Load {
@@ -26,20 +28,38 @@ fn sender(place: &Place, target: SocketAddr, mode: Mode) -> Load {
 /// second to the end.
 #[track_caller]
 fn follows(pair: &Pair, place: &Place, target: SocketAddr, mode: Mode) {
-    pair.put(json!({}), &[true, false]);
-    wait_replies(place, target, Mode::Udp, &BOTH[..1]);
-    let load = sender(place, target, mode);
-    pair.put(json!({}), &[false, true]);
-    wait_replies(place, target, Mode::Udp, &BOTH[1..]);
-    // a second of its own, as promised
-    std::thread::sleep(std::time::Duration::from_millis(1000));
-    let moved = load.stop().unwrap();
-    assert!(
-        moved.replies.contains_key(BOTH[0]),
-        "{target} {mode:?}: {moved:?}"
+    let put = |ready: [bool; 2]| pair.put(json!({}), &ready);
+    follows_change(
+        place,
+        target,
+        mode,
+        BOTH,
+        || put([true, false]),
+        || put([false, true]),
     );
-    let second = moved.replies.get(BOTH[1]).copied().unwrap_or_default();
-    assert!(second >= 10, "{target} {mode:?}: {moved:?}");
+}
+
+/// The same for two states of a service and who answers in each.
+#[track_caller]
+fn follows_change(
+    place: &Place,
+    target: SocketAddr,
+    mode: Mode,
+    [first, second]: [&str; 2],
+    before: impl FnOnce(),
+    change: impl FnOnce(),
+) {
+    before();
+    wait_replies(place, target, Mode::Udp, &[first]);
+    let load = sender(place, target, mode);
+    change();
+    wait_replies(place, target, Mode::Udp, &[second]);
+    // a second, as promised, and another to be seen in
+    std::thread::sleep(Duration::from_secs(2));
+    let moved = load.stop().unwrap();
+    let answers = |name: &str| moved.replies.get(name).copied().unwrap_or_default();
+    assert!(answers(first) > 0, "{target} {mode:?}: {moved:?}");
+    assert!(answers(second) >= 10, "{target} {mode:?}: {moved:?}");
 }
 
 #[test]
@@ -63,6 +83,70 @@ fn cluster_address_flows_of_pods_and_hosts_follow() {
             }
         }
         follows(&pair, place, pair.node_ports(1, NODE_PORT_UDP)[0], Mode::UdpHold);
+    }
+}
+
+#[test]
+fn flows_to_a_load_balancer_follow() {
+    let pair = Pair::new();
+    let target: SocketAddr = "203.0.113.10:53".parse().unwrap();
+    pair.cluster.route_to(target.ip(), &pair.nodes[0]).unwrap();
+    let put = |ready: [bool; 2]| {
+        let ingress = json!({"loadBalancer": {"ingress": [{"ip": target.ip()}]}});
+        pair.put(
+            json!({"spec": {"type": "LoadBalancer"}, "status": ingress}),
+            &ready,
+        );
+    };
+    for place in [pair.outside.place(), pair.clients[0].place()] {
+        let (before, change) = (|| put([true, false]), || put([false, true]));
+        follows_change(place, target, Mode::UdpStay, BOTH, before, change);
+    }
+}
+
+#[test]
+fn flows_follow_a_changed_target_port() {
+    let pair = Pair::new();
+    let pod = &pair.servers[0];
+    let log = pair.nodes[0].state().join("renumbered.log");
+    let _renumbered = process::echo(pod.place(), "renumbered", 9090, &log).unwrap();
+    let put = |port: u16| {
+        let ports = json!([{"name": "dns", "protocol": "UDP", "port": port}]);
+        let mut objects = vec![Pair::service(json!({}))];
+        objects.extend(slices("web", "a", &ports, &[pod]));
+        pair.put_objects("web", &objects);
+    };
+    let names = ["web-1", "renumbered"];
+    for (place, target) in [
+        (pair.outside.place(), pair.node_ports(1, NODE_PORT_UDP)[0]),
+        (pair.outside.place(), pair.node_ports(0, NODE_PORT_UDP)[1]),
+        (pair.clients[1].place(), format!("{V4}:53").parse().unwrap()),
+    ] {
+        for mode in [Mode::UdpStay, Mode::UdpHold] {
+            follows_change(place, target, mode, names, || put(8080), || put(9090));
+        }
+    }
+}
+
+#[test]
+fn flows_to_a_nodes_own_pod_follow_when_it_is_made_again() {
+    let pair = Pair::new();
+    let again = pair.nodes[0].add_echo_pod("again").unwrap();
+    let put = |pod: &Pod| {
+        let slice = |short, family, index: usize| {
+            let mut endpoint = endpoint(&pod.addresses()[index].to_string());
+            endpoint["nodeName"] = pair.nodes[0].name().into();
+            slice_of("web", short, family, &[endpoint])
+        };
+        let service = Pair::service(json!({"spec": {"internalTrafficPolicy": "Local"}}));
+        pair.put_objects("web", &[service, slice("v4", "IPv4", 0), slice("v6", "IPv6", 1)]);
+    };
+    for place in [pair.clients[0].place(), pair.nodes[0].host()] {
+        for ip in [V4.to_owned(), format!("[{V6}]")] {
+            let target = format!("{ip}:53").parse().unwrap();
+            let (before, change) = (|| put(&pair.servers[0]), || put(&again));
+            follows_change(place, target, Mode::UdpStay, ["web-1", "again"], before, change);
+        }
     }
 }
 
@@ -107,7 +191,7 @@ fn a_terminating_backend_keeps_the_flows_that_it_has() {
     let ready = json!({"ready": true, "serving": true, "terminating": false});
     pair.put_with(json!({}), &[(0, terminating), (1, ready)]);
     wait_replies(pair.outside.place(), target, Mode::Udp, &BOTH[1..]);
-    std::thread::sleep(std::time::Duration::from_millis(500));
+    std::thread::sleep(Duration::from_millis(500));
     let report = load.stop().unwrap();
     assert_eq!((report.failed, report.replies.len()), (0, 1), "{report:?}");
 }
@@ -121,7 +205,7 @@ fn connections_to_a_backend_that_left_go_on_to_their_end() {
     let held = Load::start(pair.outside.place(), target, Mode::Hold, 100, 4).unwrap();
     pair.put(json!({}), &[false, true]);
     wait_replies(pair.outside.place(), target, Mode::Http, &BOTH[1..]);
-    std::thread::sleep(std::time::Duration::from_millis(500));
+    std::thread::sleep(Duration::from_millis(500));
     let report = held.stop().unwrap();
     assert_eq!((report.failed, report.replies.len()), (0, 1), "{report:?}");
     assert!(report.replies.contains_key(BOTH[0]), "{report:?}");
