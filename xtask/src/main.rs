@@ -1,10 +1,11 @@
-//! Development tasks of Beeline: `cargo xtask setup | build | test | demo | bench | vm | sweep`.
+//! Development tasks of Beeline: `cargo xtask setup | build | dist | test | demo | bench | vm | sweep`.
 //!
 //! This crate stays light on purpose: `cargo xtask setup` is the first thing that a newcomer compiles. Whatever needs
 //! the dataplane, the API or a namespace lives in the package `beeline-tests`, which these commands build and start.
 
 mod apt;
 mod build;
+mod dist;
 mod run;
 mod setup;
 mod test;
@@ -36,6 +37,8 @@ enum Command {
         #[arg(long)]
         debug: bool,
     },
+    /// Build static programs into `dist/`, for the image that `Dockerfile` makes
+    Dist,
     /// Run all tests: crate by crate, then end to end in network namespaces (needs root)
     Test(test::Args),
     /// Bring up a two-node cluster on this machine and show a service being balanced (needs root)
@@ -79,6 +82,10 @@ fn dispatch(command: Command) -> Result<ExitCode> {
         Command::Build { debug } => {
             setup::ensure()?;
             build::programs(build::Profile::from_debug(debug)).map(|_| ExitCode::SUCCESS)
+        }
+        Command::Dist => {
+            setup::ensure()?;
+            dist::dist().map(|()| ExitCode::SUCCESS)
         }
         Command::Test(args) => {
             setup::ensure()?;

@@ -6,6 +6,7 @@
 
 pub mod device;
 pub mod hostports;
+pub mod install;
 pub mod list;
 pub(crate) mod netns;
 pub mod server;

@@ -54,6 +54,9 @@ pub struct NetworkArgs {
     /// Socket of the CNI plugin
     #[arg(long, default_value = DEFAULT_SOCKET)]
     cni_socket: PathBuf,
+    /// Network configuration for the runtime, written as soon as pods can have a network [default: not written]
+    #[arg(long, value_name = "FILE")]
+    cni_conf_file: Option<PathBuf>,
     /// Where attachments and addresses of pods are kept
     #[arg(long, default_value = DEFAULT_STATE_DIR)]
     cni_state_dir: PathBuf,
@@ -71,6 +74,8 @@ pub struct NetworkConfig {
     pub cni: cni::Config,
     /// Socket of the CNI plugin.
     pub socket: PathBuf,
+    /// The runtime's network configuration, if it is to be written.
+    pub cni_conf: Option<cni::install::Conf>,
     /// Networks that pods reach with their own address, besides the pods'.
     pub non_masquerade_cidrs: Vec<IpNet>,
     /// Whether packets between pods go past the node's routing and netfilter.
@@ -120,6 +125,11 @@ impl NetworkArgs {
             settings,
             cni,
             socket: self.cni_socket.clone(),
+            cni_conf: self.cni_conf_file.clone().map(|path| cni::install::Conf {
+                path,
+                socket: self.cni_socket.clone(),
+                state_dir: self.cni_state_dir.clone(),
+            }),
             non_masquerade_cidrs: self.non_masquerade_cidrs.clone(),
             pod_shortcut: self.pod_shortcut,
         }))

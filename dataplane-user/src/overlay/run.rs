@@ -101,6 +101,9 @@ pub fn start(
     let service = Arc::new(service);
     let server = cni::Server::start(&config.socket, Arc::clone(&service))
         .with_context(|| format!("listen on {}", config.socket.display()))?;
+    if let Some(conf) = config.cni_conf {
+        tokio::spawn(cni::install::when_ready(conf, view.clone()));
+    }
     Ok(Network {
         view,
         service,

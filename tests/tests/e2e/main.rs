@@ -17,6 +17,7 @@ mod harness;
 mod health_check;
 mod isolation;
 mod kube_proxy;
+mod manifests;
 mod migration;
 mod node;
 mod node_port;

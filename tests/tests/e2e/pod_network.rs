@@ -142,7 +142,7 @@ pub(crate) fn node_object(plane: &ControlPlane, node: &Node) -> Value {
     .unwrap()
 }
 
-fn wait_ready(plane: &ControlPlane, node: &Node, agent: &mut Agent) {
+pub(crate) fn wait_ready(plane: &ControlPlane, node: &Node, agent: &mut Agent) {
     wait_for(
         &format!("the pod network of {}", node.name()),
         Duration::from_secs(20),
