@@ -48,6 +48,10 @@ pub struct Config {
     #[arg(long)]
     pub no_scheduler: bool,
 
+    /// Seconds for which the control plane that runs the controllers may be silent before another one on the same etcd does
+    #[arg(long, default_value_t = 15, value_parser = clap::value_parser!(u64).range(1..))]
+    pub leader_lease_seconds: u64,
+
     /// Where objects are kept if not in the data directory
     #[command(flatten)]
     pub etcd: EtcdOptions,
@@ -72,6 +76,7 @@ impl Config {
             kubeconfig: None,
             history_seconds: 300,
             no_scheduler: false,
+            leader_lease_seconds: 15,
             etcd: EtcdOptions::default(),
         }
     }

@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::config::Config;
+use crate::controllers::leader::Candidate;
 use crate::controllers::{accounts, endpoints, endpointslice, gc, nodes, scheduler, workloads};
 use crate::pki::{self, Pki};
 use crate::resource::Allocator;
@@ -57,6 +58,7 @@ impl ControlPlane {
             let store = EtcdStore::connect(&config.etcd).await;
             Arc::new(store.context("open the control plane's data")?)
         };
+        let shared = store.is_shared();
         let pki = Pki::ensure(&dir.join("pki"), &config.certificate_names())?;
         let tls = pki.server_config()?;
         let listener = TcpListener::bind(config.bind)
@@ -109,15 +111,28 @@ impl ControlPlane {
             let (api, interval) = (Arc::clone(&api), Duration::from_secs(config.history_seconds));
             tasks.spawn(async move { api.compact_periodically(interval).await });
         }
-        tasks.spawn(endpointslice::run(client.clone(), stop.clone()));
-        tasks.spawn(endpoints::run(client.clone(), stop.clone()));
-        tasks.spawn(gc::run(client.clone(), stop.clone()));
-        tasks.spawn(workloads::run(client.clone(), stop.clone()));
-        if !config.no_scheduler {
-            tasks.spawn(scheduler::run(client.clone(), stop.clone()));
+        {
+            let api = Arc::clone(&api);
+            tasks.spawn(async move { api.follow_allocations().await });
         }
-        tasks.spawn(accounts::run(client.clone(), pki.ca.clone(), stop.clone()));
-        tasks.spawn(nodes::run(client, config.cluster_cidrs.clone(), stop.clone()));
+        let controllers = Controllers {
+            client: client.clone(),
+            ca: pki.ca.clone(),
+            cluster_cidrs: config.cluster_cidrs.clone(),
+            scheduler: !config.no_scheduler,
+        };
+        if shared {
+            let identity = format!("{address}_{}", uuid::Uuid::new_v4());
+            let duration = Duration::from_secs(config.leader_lease_seconds);
+            let candidate = Candidate::new(client, identity, duration);
+            tasks.spawn(candidate.run(stop.clone(), move |term| {
+                let tasks = TaskTracker::new();
+                controllers.start(&tasks, &term);
+                tasks
+            }));
+        } else {
+            controllers.start(&tasks, &stop);
+        }
         tracing::info!(%url, kubeconfig = %kubeconfig.display(), "serving the Kubernetes API");
         Ok(Self {
             api,
@@ -161,6 +176,30 @@ impl ControlPlane {
         let api = self.api;
         if tokio::task::spawn_blocking(move || drop(api)).await.is_err() {
             tracing::error!("the store was not closed cleanly");
+        }
+    }
+}
+
+/// What a control plane does besides answering requests, where several share a store only one of them.
+struct Controllers {
+    client: kube::Client,
+    ca: String,
+    cluster_cidrs: Vec<ipnet::IpNet>,
+    scheduler: bool,
+}
+
+impl Controllers {
+    /// Starts all of them, until `stop` is cancelled.
+    fn start(&self, tasks: &TaskTracker, stop: &CancellationToken) {
+        let client = || self.client.clone();
+        tasks.spawn(endpointslice::run(client(), stop.clone()));
+        tasks.spawn(endpoints::run(client(), stop.clone()));
+        tasks.spawn(gc::run(client(), stop.clone()));
+        tasks.spawn(workloads::run(client(), stop.clone()));
+        tasks.spawn(accounts::run(client(), self.ca.clone(), stop.clone()));
+        tasks.spawn(nodes::run(client(), self.cluster_cidrs.clone(), stop.clone()));
+        if self.scheduler {
+            tasks.spawn(scheduler::run(client(), stop.clone()));
         }
     }
 }

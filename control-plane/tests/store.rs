@@ -68,6 +68,7 @@ fn put(key: &str, expect: Expect, value: &str) -> Write {
         expect,
         value: Some(Bytes::copy_from_slice(value.as_bytes())),
         guards: Vec::new(),
+        also: Vec::new(),
     }
 }
 
@@ -142,6 +143,42 @@ async fn writes_compare_before_they_change_anything(#[values("redb", "etcd")] ki
         .unwrap();
     guarded.guards[0].1 = Expect::Revision(guard);
     assert_eq!(store.write(guarded).await.unwrap(), guard + 1);
+}
+
+#[rstest]
+#[tokio::test]
+async fn what_is_written_together_is_written_or_not_as_a_whole(#[values("redb", "etcd")] kind: &str) {
+    let (_place, store) = store(kind).await;
+    let (key, claim) = (format!("{PREFIX}a"), "/registry/claims/services/a");
+    let mut write = put(&key, Expect::Absent, "1");
+    write.guards = vec![(claim.into(), Expect::Absent)];
+    write.also = vec![
+        (claim.into(), Some("mine".into())),
+        ("/registry/claims/services/none".into(), None),
+    ];
+    let start = newest(&*store).await;
+    let revision = store.write(write.clone()).await.unwrap();
+    assert_eq!(newest(&*store).await, revision);
+    assert_eq!(store.get(claim).await.unwrap().0.unwrap().value, "mine");
+    assert_eq!(store.get(&key).await.unwrap().0.unwrap().revision, revision);
+    // The claim is taken: nothing of another write is done.
+    write.key = format!("{PREFIX}b");
+    let error = store.write(write.clone()).await.unwrap_err();
+    assert!(
+        matches!(&error, StoreError::Guard { key } if key == claim),
+        "{error}"
+    );
+    assert_eq!(newest(&*store).await, revision);
+    // It goes with its owner.
+    let mut delete = put(&key, Expect::Revision(revision), "");
+    (delete.value, delete.also) = (None, vec![(claim.into(), None)]);
+    store.write(delete).await.unwrap();
+    assert_eq!(store.get(claim).await.unwrap().0, None);
+    store.write(write).await.unwrap();
+    let mut watch = store.watch("/registry/claims/services/", start).await.unwrap();
+    for wanted in [true, false, true] {
+        assert_eq!(next(&mut watch).await.unwrap().value.is_some(), wanted);
+    }
 }
 
 #[tokio::test]

@@ -6,6 +6,7 @@ pub mod endpointslice;
 mod events;
 pub mod gc;
 mod labels;
+pub mod leader;
 pub mod nodes;
 mod objects;
 mod placement;

@@ -254,6 +254,17 @@ fn usable(cidr: &IpNet) -> (u128, u128) {
     }
 }
 
+/// What a Service object holds that no other one may, as text.
+pub fn allocated(service: &Value) -> Vec<String> {
+    let addresses = addresses_of(service);
+    let ports = ports_of(service);
+    addresses
+        .iter()
+        .map(|address| format!("address/{address}"))
+        .chain(ports.iter().map(|port| format!("port/{port}")))
+        .collect()
+}
+
 /// Cluster addresses of a Service object.
 pub(super) fn addresses_of(service: &Value) -> Vec<IpAddr> {
     let spec = &service["spec"];

@@ -21,7 +21,7 @@ mod workloads;
 
 use serde_json::{Map, Value};
 
-pub use allocator::Allocator;
+pub use allocator::{Allocator, allocated};
 pub use pod::bind;
 pub use registry::{RESOURCES, ResourceInfo, SubresourceInfo, find};
 

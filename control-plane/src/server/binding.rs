@@ -61,6 +61,7 @@ impl Api {
                 expect: Expect::Revision(stored.revision),
                 value: Some(codec::encode(&pod)?),
                 guards: Vec::new(),
+                also: Vec::new(),
             };
             match self.store.write(write).await {
                 Ok(_) => return Ok(bound(parts)),

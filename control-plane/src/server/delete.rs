@@ -328,16 +328,15 @@ impl Api {
                 });
             }
             let expect = Expect::Revision(stored.revision);
-            match self
-                .store
-                .write(Write {
-                    key: stored.key,
-                    expect,
-                    value,
-                    guards: Vec::new(),
-                })
-                .await
-            {
+            let mut write = Write {
+                key: stored.key,
+                expect,
+                value,
+                guards: Vec::new(),
+                also: Vec::new(),
+            };
+            self.claim(r, Some(&object), held.then_some(&object), &mut write);
+            match self.store.write(write).await {
                 Ok(revision) => {
                     codec::set_revision(&mut object, revision);
                     if namespace {

@@ -4,6 +4,7 @@ mod apply;
 mod auth;
 mod binding;
 mod bootstrap;
+mod claims;
 mod codec;
 mod connection;
 mod delete;
@@ -40,7 +41,7 @@ pub use tokens::Tokens;
 use crate::error::{ApiError, Cause};
 use crate::pki::Identity;
 use crate::resource::{Allocator, ResourceInfo};
-use crate::store::{Range, Store, StoreError};
+use crate::store::{Store, StoreError};
 use crate::{discovery, openapi};
 use auth::{Ask, User};
 use request::{Accept, Params};
@@ -91,25 +92,11 @@ impl Api {
     /// When the stored Services cannot be read.
     pub async fn new(
         store: Arc<dyn Store>,
-        mut allocator: Allocator,
+        allocator: Allocator,
         tokens: Tokens,
         address: String,
         shutdown: CancellationToken,
     ) -> Result<(Arc<Self>, NamespaceRemover), StoreError> {
-        if let Some(services) = crate::resource::find("", "v1", "services") {
-            let page = store
-                .list(Range {
-                    prefix: route::prefix(services, ""),
-                    ..Range::default()
-                })
-                .await?;
-            for item in page.items {
-                match codec::decode(services, item.revision, &item.value) {
-                    Ok(service) => allocator.adopt(&service),
-                    Err(error) => tracing::error!(key = item.key, %error, "a stored service cannot be read"),
-                }
-            }
-        }
         let (doomed, remover) = mpsc::unbounded_channel();
         let api = Self {
             store,
@@ -119,6 +106,9 @@ impl Api {
             shutdown,
             address,
         };
+        if let Some(services) = crate::resource::find("", "v1", "services") {
+            api.adopt_services(&Target::collection(services, "")).await?;
+        }
         Ok((Arc::new(api), NamespaceRemover(remover)))
     }
 

@@ -14,6 +14,8 @@ use crate::store::{Expect, StoreError, Write};
 
 /// Pause before a namespace whose removal failed is tried again.
 const RETRY: Duration = Duration::from_secs(1);
+/// How often all namespaces are looked at where other control planes delete some, too.
+const RECHECK: Duration = Duration::from_secs(30);
 
 impl NamespaceRemover {
     /// Runs until the API shuts down. Also takes up deletions that a former process left unfinished.
@@ -21,7 +23,25 @@ impl NamespaceRemover {
         if let Err(error) = api.recheck_all_namespaces().await {
             tracing::error!(%error, "namespaces that were being deleted are not taken up");
         }
-        while let Some(Some(namespace)) = api.shutdown.run_until_cancelled(self.0.recv()).await {
+        loop {
+            let next = async {
+                if api.store.is_shared() {
+                    tokio::time::timeout(RECHECK, self.0.recv()).await
+                } else {
+                    Ok(self.0.recv().await)
+                }
+            };
+            let namespace = match api.shutdown.run_until_cancelled(next).await {
+                None | Some(Ok(None)) => return,
+                Some(Ok(Some(namespace))) => namespace,
+                // What another control plane began may have been left by it.
+                Some(Err(_)) => {
+                    if let Err(error) = api.recheck_all_namespaces().await {
+                        tracing::warn!(%error, "namespaces that are being deleted are not looked at");
+                    }
+                    continue;
+                }
+            };
             let done = api
                 .shutdown
                 .run_until_cancelled(api.empty_namespace(&namespace))
@@ -84,6 +104,7 @@ impl Api {
                 expect: Expect::Revision(stored.revision),
                 value: None,
                 guards: Vec::new(),
+                also: Vec::new(),
             };
             match self.store.write(write).await {
                 Ok(_) => return Ok(()),

@@ -5,6 +5,7 @@ use rand::Rng as _;
 use serde_json::{Value, json};
 
 use super::auth::User;
+use super::claims::allocates;
 use super::response::{self, Body};
 use super::route::Target;
 use super::{Api, Parts, codec, nodes, read, request};
@@ -88,11 +89,6 @@ pub(super) fn ctx<'a>(
         warnings,
         ownership: &how.ownership,
     }
-}
-
-/// Whether writes of the kind take or give back addresses and ports.
-fn allocates(r: &ResourceInfo) -> bool {
-    r.group.is_empty() && r.kind == "Service"
 }
 
 fn text<'a>(object: &'a Value, field: &str) -> &'a str {
@@ -190,14 +186,15 @@ impl Api {
         let guards = namespace.into_iter().map(|(_, guard)| guard).collect();
         let written = match codec::encode(&object) {
             Ok(value) => {
-                self.store
-                    .write(Write {
-                        key,
-                        expect: Expect::Absent,
-                        value: Some(value),
-                        guards,
-                    })
-                    .await
+                let mut write = Write {
+                    key,
+                    expect: Expect::Absent,
+                    value: Some(value),
+                    guards,
+                    also: Vec::new(),
+                };
+                self.claim(r, None, Some(&object), &mut write);
+                self.store.write(write).await
             }
             Err(error) => {
                 self.give_back(r, &object).await;
@@ -354,12 +351,14 @@ impl Api {
                 return codec::decode(r, stored.revision, &stored.value);
             }
             let gone = released(&new);
-            let write = Write {
+            let mut write = Write {
                 key: stored.key,
                 expect: Expect::Revision(stored.revision),
                 value: (!gone).then_some(value),
                 guards: Vec::new(),
+                also: Vec::new(),
             };
+            self.claim(r, Some(&old), (!gone).then_some(&new), &mut write);
             let written = if allocates(r) {
                 let written = self.store.write(write).await;
                 match &written {
@@ -379,7 +378,8 @@ impl Api {
                     self.changed(target, name, &new, gone).await;
                     return Ok(new);
                 }
-                Err(StoreError::Conflict { .. }) => {}
+                // Someone else was faster, or took what was to be claimed.
+                Err(StoreError::Conflict { .. } | StoreError::Guard { .. }) => {}
                 Err(error) => return Err(error.into()),
             }
         }

@@ -60,6 +60,8 @@ pub struct Write {
     pub value: Option<Bytes>,
     /// Other keys that must be unchanged, for example the namespace that an object is created in.
     pub guards: Vec<(String, Expect)>,
+    /// Other keys that are written with it; `None` deletes. What they must be is for `guards` to say.
+    pub also: Vec<(String, Option<Bytes>)>,
 }
 
 /// What to list.
@@ -152,6 +154,11 @@ pub trait Watch: Send {
 
 /// A revisioned key-value store.
 pub trait Store: Send + Sync {
+    /// Whether other control planes write to it, too.
+    fn is_shared(&self) -> bool {
+        false
+    }
+
     /// The value of `key` and the store's revision.
     fn get(&self, key: &str) -> BoxFuture<'_, Result<(Option<Stored>, u64), StoreError>>;
 

@@ -253,9 +253,9 @@ impl Writer {
                     Command::Write(write, answer) => {
                         let result = apply(&mut latest, &mut log, write, revision + 1);
                         match result {
-                            Ok(event) => {
-                                revision = event.revision;
-                                events.push(Arc::new(event));
+                            Ok(changes) => {
+                                revision = changes.last().map_or(revision, |event| event.revision);
+                                events.extend(changes.into_iter().map(Arc::new));
                                 pending.push(Pending::Write(answer, Ok(revision)));
                             }
                             Err(error @ (StoreError::Conflict { .. } | StoreError::Guard { .. })) => {
@@ -331,8 +331,7 @@ fn apply(
     log: &mut Log<'_>,
     write: Write,
     revision: u64,
-) -> Result<Event, StoreError> {
-    let operation = "write to store";
+) -> Result<Vec<Event>, StoreError> {
     for (key, expect) in write.guards {
         if !holds(expect, read(latest, &key)?.as_ref()) {
             return Err(StoreError::Guard { key });
@@ -345,25 +344,47 @@ fn apply(
             current,
         });
     }
-    let key = write.key.as_str();
+    let mut changes = Vec::with_capacity(write.also.len() + 1);
+    // The log has one entry at each revision; the last one is that of the object.
+    let mut at = revision;
+    for (key, value) in write.also {
+        let current = read(latest, &key)?;
+        if current.is_some() || value.is_some() {
+            changes.push(change(latest, log, at, key, value, current)?);
+            at += 1;
+        }
+    }
+    changes.push(change(latest, log, at, write.key, write.value, current)?);
+    Ok(changes)
+}
+
+fn change(
+    latest: &mut Latest<'_>,
+    log: &mut Log<'_>,
+    revision: u64,
+    key: String,
+    value: Option<Bytes>,
+    current: Option<Stored>,
+) -> Result<Event, StoreError> {
+    let operation = "write to store";
     let previous = current.map(|current| (current.revision, current.value));
     let (old_revision, old) = previous
         .as_ref()
         .map_or((0, &[][..]), |(at, value)| (*at, value.as_ref()));
-    log.insert(revision, (key, write.value.as_deref(), old_revision, old))
+    log.insert(revision, (key.as_str(), value.as_deref(), old_revision, old))
         .map_err(backend(operation))?;
-    match &write.value {
+    match &value {
         Some(value) => drop(
             latest
-                .insert(key, (revision, value.as_ref()))
+                .insert(key.as_str(), (revision, value.as_ref()))
                 .map_err(backend(operation))?,
         ),
-        None => drop(latest.remove(key).map_err(backend(operation))?),
+        None => drop(latest.remove(key.as_str()).map_err(backend(operation))?),
     }
     Ok(Event {
         revision,
-        key: write.key,
-        value: write.value,
+        key,
+        value,
         previous,
     })
 }

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use serde_json::{Value, json};
@@ -183,14 +184,16 @@ impl Inner {
         let operation = "write to etcd";
         let keys = || write.guards.iter().map(|(key, expect)| (key, *expect));
         let all = || keys().chain([(&write.key, write.expect)]);
-        let change = match &write.value {
-            Some(value) => json!({"request_put": {"key": encode(&write.key), "value": encode(value)}}),
-            None => json!({"request_delete_range": {"key": encode(&write.key)}}),
+        let change = |key: &String, value: &Option<Bytes>| match value {
+            Some(value) => json!({"request_put": {"key": encode(key), "value": encode(value)}}),
+            None => json!({"request_delete_range": {"key": encode(key)}}),
         };
+        let changes = write.also.iter().map(|(key, value)| change(key, value));
+        let changes = changes.chain([change(&write.key, &write.value)]);
         let read = |key: &String| json!({"request_range": {"key": encode(key)}});
         let body = json!({
             "compare": all().map(|(key, expect)| compare(key, expect)).collect::<Vec<_>>(),
-            "success": [change],
+            "success": changes.collect::<Vec<_>>(),
             "failure": all().map(|(key, _)| read(key)).collect::<Vec<_>>(),
         });
         let answer = self
@@ -273,6 +276,10 @@ impl History for Inner {
 }
 
 impl Store for EtcdStore {
+    fn is_shared(&self) -> bool {
+        true
+    }
+
     fn get(&self, key: &str) -> BoxFuture<'_, Result<(Option<Stored>, u64), StoreError>> {
         let key = key.to_owned();
         async move { self.inner.get(&key).await.map_err(backend("read from etcd")) }.boxed()
