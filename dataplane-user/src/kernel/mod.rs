@@ -19,6 +19,7 @@ mod node;
 mod object;
 mod pins;
 mod podtable;
+mod qdisc;
 mod resize;
 mod syscall;
 mod transfer;
@@ -270,6 +271,7 @@ impl Kernel {
     ) -> Result<Self, KernelError> {
         let release = mounts::kernel_release()?;
         let have_set_retval = mounts::release_at_least(&release, (5, 18));
+        let have_tcx = mounts::release_at_least(&release, (6, 6));
 
         let mut loader = EbpfLoader::new();
         let set_retval = u32::from(have_set_retval);
@@ -315,7 +317,13 @@ impl Kernel {
         let nic = NicPrograms::new(nic, pin_dir);
         let info = Info {
             kernel_release: release,
-            features: vec![("refusal as ECONNREFUSED (5.18)", have_set_retval)],
+            features: vec![
+                ("refusal as ECONNREFUSED (5.18)", have_set_retval),
+                (
+                    "packet programs by links, not filters below clsact (6.6)",
+                    have_tcx,
+                ),
+            ],
             programs,
             packet_programs: nic.info()?,
             pin_dir: pin_dir.into(),

@@ -12,7 +12,7 @@ use aya::programs::{Program, ProgramError, SchedClassifier, TcAttachType, TestRu
 use aya::{Ebpf, EbpfLoader};
 
 use super::{
-    Config, KernelError, MapPlace, ProgramInfo, Step, attach, devices, object, pins, place, syscall,
+    Config, KernelError, MapPlace, ProgramInfo, Step, attach, devices, object, pins, place, qdisc, syscall,
 };
 
 /// Which way a packet goes through a device.
@@ -334,6 +334,9 @@ impl NicPrograms {
                 Err(_) => {
                     if let Some(name) = name_of(ifindex) {
                         remove_filter(direction, &name).map_err(failed(direction))?;
+                        // without the other direction's filter it may be empty now
+                        qdisc::remove_if_empty(ifindex)
+                            .map_err(io("remove the qdisc of the device of", &path))?;
                     }
                 }
                 Ok(()) => {}
@@ -393,11 +396,15 @@ pub(super) fn cleanup() -> Vec<String> {
         .flat_map(nix::net::if_::Interfaces::iter)
     {
         let name = device.name().to_string_lossy();
+        let before = removed.len();
         for direction in Direction::ALL.into_iter().rev() {
             let detached = tc::qdisc_detach_program(&name, direction.tc(), direction.program());
             if detached.is_ok() {
                 removed.push(format!("filter {} at {name}", direction.program()));
             }
+        }
+        if removed.len() > before && qdisc::remove_if_empty(device.index()).is_ok_and(|gone| gone) {
+            removed.push(format!("qdisc clsact at {name}"));
         }
     }
     removed

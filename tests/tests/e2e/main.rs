@@ -15,6 +15,7 @@ mod failure;
 mod flannel;
 mod harness;
 mod health_check;
+mod hooks;
 mod isolation;
 mod kube_proxy;
 mod manifests;

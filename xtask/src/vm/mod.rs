@@ -33,17 +33,14 @@ pub(crate) struct Args {
     filter: Option<String>,
 }
 
-/// End-to-end tests that show each part that depends on the kernel's age: sockets, packets, restarts, what `cleanup`
-/// leaves, and the tests that only such a machine can run.
-const TESTS: [&str; 8] = [
-    "old_kernel::",
-    "ipvs::",
-    "traffic::tcp_and_udp",
+/// End-to-end tests that show each part that depends on the kernel's age: sockets, packets, programs that replace each
+/// other, what `cleanup` leaves.
+const TESTS: [&str; 5] = [
     "cleanup::",
-    "node_port::every_client_reaches_every_pod_through_every_node",
+    "hooks::",
     "node_port::datagrams_larger_than_a_packet_are_translated",
-    "restart::",
-    "takeover::from_nftables",
+    "node_port::every_client_reaches_every_pod_through_every_node",
+    "traffic::every_protocol_and_family_from_pods_and_nodes",
 ];
 
 /// What the tests start beside programs of this workspace.
