@@ -67,30 +67,26 @@ pub fn read(key: &FrontendKey) -> Frontend {
     }
 }
 
-/// What is offered at the port of the key on every address of the node.
+/// What is offered at the port of the key on every address of the node. The key is changed in place, as in
+/// [`active_address`]: a second one would cost stack, and the verifier its time.
 #[inline(always)]
-pub fn node_port(key: &FrontendKey) -> Frontend {
-    read(&FrontendKey {
-        addr: if key.addr.is_v4() {
-            Addr::from_v4_be(0)
-        } else {
-            Addr::from_v6_be([0; 4])
-        },
-        port: key.port,
-        protocol: key.protocol,
-        class: frontend_class::NODE_PORT,
-    })
+pub fn node_port(key: &mut FrontendKey) -> Frontend {
+    key.addr = if key.addr.is_v4() {
+        Addr::from_v4_be(0)
+    } else {
+        Addr::from_v6_be([0; 4])
+    };
+    key.class = frontend_class::NODE_PORT;
+    read(key)
 }
 
-/// The address as such, if it is a service's.
+/// The address of the key as such, if it is a service's.
 #[inline(always)]
-pub fn active_address(addr: Addr) -> Frontend {
-    read(&FrontendKey {
-        addr,
-        port: BePort::from_be(0),
-        protocol: 0,
-        class: frontend_class::ACTIVE_ADDRESS,
-    })
+pub fn active_address(key: &mut FrontendKey) -> Frontend {
+    key.port = BePort::from_be(0);
+    key.protocol = 0;
+    key.class = frontend_class::ACTIVE_ADDRESS;
+    read(key)
 }
 
 /// True if one of the first `count` ranges holds the address. The ranges are those of a row from a successful lookup.

@@ -10,8 +10,9 @@ use std::time::{Duration, Instant};
 
 use common::Place;
 use common::net::Netns;
-use dataplane_common::abi::Device;
-use dataplane_user::devices::{Devices, Settings, Wanted, release_ports};
+use dataplane_common::abi::{Device, device_flag};
+use dataplane_user::agent::node::Ranges;
+use dataplane_user::devices::{DetectLocal, Devices, Settings, Wanted, release_ports};
 use dataplane_user::kernel::{Kernel, cleanup};
 use tokio::sync::watch;
 
@@ -40,6 +41,7 @@ impl Scene {
         let names: Vec<String> = names.iter().map(|name| (*name).into()).collect();
         Settings {
             wanted: Wanted::parse(&names),
+            local: DetectLocal::Ranges(Vec::new()),
             state_dir: self.state.path().into(),
         }
     }
@@ -104,7 +106,8 @@ async fn devices_are_followed() {
     let kernel = Kernel::open(&place.config).unwrap();
     let devices = Devices::new(scene.settings(&[]), kernel.nic(), kernel.device_table().unwrap());
     let (sender, addresses) = watch::channel(None);
-    let following = tokio::spawn(devices.follow(addresses, drop));
+    let no_ranges = watch::Sender::new(Ranges::default());
+    let following = tokio::spawn(devices.follow(addresses, no_ranges.subscribe(), drop));
 
     let wan = scene.index("wan");
     served(&kernel, "nothing leads anywhere", &[].into()).await;
@@ -172,7 +175,7 @@ async fn devices_are_followed() {
         kernel.nic(),
         kernel.device_table().unwrap(),
     );
-    let following = tokio::spawn(devices.follow(sender.subscribe(), drop));
+    let following = tokio::spawn(devices.follow(sender.subscribe(), no_ranges.subscribe(), drop));
     served(&kernel, "named ones", &[(other, second)].into()).await;
     following.abort();
     let _aborted = following.await;
@@ -188,4 +191,104 @@ async fn devices_are_followed() {
             .any(|path| path.ends_with(&format!("nic_ingress_{other}"))),
         "{removed:?}"
     );
+}
+
+/// Names of the programs below the links of a device.
+fn programs(kernel: &Kernel, device: u32) -> BTreeSet<String> {
+    let links = kernel.info().pin_dir.join("links");
+    let mut names = BTreeSet::new();
+    for link in ["nic_ingress", "nic_egress"].map(|name| links.join(format!("{name}_{device}"))) {
+        let output = std::process::Command::new("bpftool")
+            .args(["-j", "link", "show", "pinned"])
+            .arg(&link)
+            .output()
+            .unwrap();
+        let link: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        let known = kernel.info().packet_programs.iter();
+        let program = known.clone().find(|program| link["prog_id"] == program.id);
+        names.insert(program.map_or_else(|| link.to_string(), |program| program.name.clone()));
+    }
+    names
+}
+
+#[tokio::test]
+async fn pods_devices_have_programs_of_their_own() {
+    let scene = Scene::new();
+    let (node, place) = (&scene.node, &scene.place);
+    let uplink = ["nic_egress", "nic_ingress"].map(String::from).into();
+    let pods: BTreeSet<String> = ["pod_egress", "pod_ingress"].map(String::from).into();
+    let kernel = Kernel::open(&place.config).unwrap();
+    let devices = Devices::new(scene.settings(&[]), kernel.nic(), kernel.device_table().unwrap());
+    let handle = devices.handle();
+    let addresses = watch::Sender::new(Some(vec!["192.0.2.1".parse().unwrap()]));
+    let ranges = watch::Sender::new(Ranges {
+        services: None,
+        pods: Some(vec!["10.244.0.0/24".parse().unwrap()]),
+    });
+    node.ip("addr add 192.0.2.1/24 dev wan");
+    let following = tokio::spawn(devices.follow(addresses.subscribe(), ranges.subscribe(), drop));
+    let wan = (scene.index("wan"), device("192.0.2.1", "", 14));
+    served(&kernel, "the uplink", &[wan].into()).await;
+    assert_eq!(programs(&kernel, wan.0), uplink);
+
+    // who makes a device need not wait for it to be noticed
+    let pod = Netns::new("p");
+    node.join("cali1", &pod, "eth0", &[]);
+    node.ip("route add 10.244.0.7/32 dev cali1");
+    let asked = tokio::task::spawn_blocking(move || handle.serve(Duration::from_secs(10)));
+    assert!(asked.await.unwrap());
+    let cali = (
+        scene.index("cali1"),
+        Device {
+            flags: device_flag::POD | device_flag::BY_SOURCE,
+            ..wan.1
+        },
+    );
+    served(&kernel, "a pod's device", &[wan, cali].into()).await;
+    assert_eq!(programs(&kernel, cali.0), pods);
+
+    // a port of a bridge that has an address of the node's range
+    node.ip("link add cni0 type bridge");
+    node.ip("addr add 10.244.0.1/24 dev cni0");
+    let other = Netns::new("q");
+    node.join("veth1", &other, "eth0", &[]);
+    node.ip("link set veth1 master cni0");
+    let port = (scene.index("veth1"), cali.1);
+    served(&kernel, "a port of a bridge", &[wan, cali, port].into()).await;
+    node.ip("link set veth1 nomaster");
+    served(&kernel, "no port any more", &[wan, cali].into()).await;
+
+    // a restart finds each device's programs again; other settings change them in place
+    following.abort();
+    let _aborted = following.await;
+    drop(kernel);
+    let kernel = Kernel::open(&place.config).unwrap();
+    assert_eq!(
+        (programs(&kernel, wan.0), programs(&kernel, cali.0)),
+        (uplink.clone(), pods.clone())
+    );
+    let settings = Settings {
+        local: DetectLocal::Prefix("veth".into()),
+        ..scene.settings(&["wan", "cali1"])
+    };
+    let devices = Devices::new(settings, kernel.nic(), kernel.device_table().unwrap());
+    let following = tokio::spawn(devices.follow(addresses.subscribe(), ranges.subscribe(), drop));
+    let by_name = Device {
+        flags: device_flag::POD,
+        ..wan.1
+    };
+    let cali = (cali.0, wan.1);
+    served(&kernel, "by name", &[wan, cali, (port.0, by_name)].into()).await;
+    assert_eq!(
+        (programs(&kernel, cali.0), programs(&kernel, port.0)),
+        (uplink, pods)
+    );
+
+    node.ip("link del veth1");
+    served(&kernel, "the pod is gone", &[wan, cali].into()).await;
+    following.abort();
+    let _aborted = following.await;
+    let removed = cleanup(&place.config.bpffs_root).unwrap();
+    let link = format!("nic_ingress_{}", cali.0);
+    assert!(removed.iter().any(|path| path.ends_with(&link)), "{removed:?}");
 }

@@ -13,7 +13,9 @@ use std::os::fd::AsRawFd as _;
 use common::Place;
 use common::net::{Netns, Python};
 use common::plane::Plane;
-use dataplane_common::abi::{Addr, Device, Service, frontend_kind, node_addr_flag, service_flag};
+use dataplane_common::abi::{
+    Addr, Device, Service, device_flag, frontend_kind, node_addr_flag, service_flag,
+};
 use dataplane_model::Protocol;
 use dataplane_user::kernel::{DeviceTable, Hook, range};
 
@@ -71,6 +73,26 @@ struct Scene {
 
 fn ip(text: &str) -> IpAddr {
     text.parse().unwrap()
+}
+
+/// Serves a device, whose packets get these addresses.
+fn serve(
+    plane: &Plane,
+    table: &mut DeviceTable,
+    index: u32,
+    (v4, v6): (&str, &str),
+    flags: u32,
+    hook: Option<Hook>,
+) {
+    let row = Device {
+        v4: ip(v4).into(),
+        v6: ip(v6).into(),
+        flags,
+        header: 14,
+    };
+    table.put(index, &row).unwrap();
+    let used = plane.kernel.nic().attach(index, hook).unwrap();
+    assert_eq!(used, hook.unwrap_or(Hook::Tcx));
 }
 
 const SERVICE: u32 = 1;
@@ -150,16 +172,7 @@ impl Scene {
             ("wan", "192.0.2.1", "2001:db8:1::1"),
             ("inside", "10.0.1.1", "fd01::1"),
         ] {
-            let index = node.index(device);
-            let row = Device {
-                v4: ip(v4).into(),
-                v6: ip(v6).into(),
-                flags: 0,
-                header: 14,
-            };
-            table.put(index, &row).unwrap();
-            let used = plane.kernel.nic().attach(index, hook).unwrap();
-            assert_eq!(used, hook.unwrap_or(Hook::Tcx));
+            serve(&plane, &mut table, node.index(device), (v4, v6), 0, hook);
         }
         Self {
             client,
@@ -237,6 +250,137 @@ impl Scene {
             (family.balancer, 8080),
             (family.cluster_ip, 8080),
         ]
+    }
+}
+
+/// A datagram of a raw socket: the kernel knows of no connection. Gives what came back, and from whom.
+const RAW_UDP: &str = "
+import struct
+def raw_udp(ip, port, source):
+    f = family(ip)
+    with socket.socket(f, socket.SOCK_DGRAM) as r, socket.socket(f, socket.SOCK_RAW, socket.IPPROTO_UDP) as s:
+        r.bind(('', source)); r.settimeout(3)
+        if ':' in ip: s.setsockopt(socket.IPPROTO_IPV6, 7, 6) # IPV6_CHECKSUM
+        def ask():
+            s.sendto(struct.pack('!HHHH', source, port, 13, 0) + b'hello', (ip, 0))
+            data, peer = r.recvfrom(1000)
+            return f'{data.decode()} {peer[0]} {peer[1]}'
+        return told(ask)
+";
+
+/// The socket layer sees nothing here: its programs are at another cgroup.
+fn a_pod_reaches_every_frontend(hook: Option<Hook>) {
+    let mut scene = Scene::new(hook);
+    let device = scene.node.index("pod");
+    let addresses = ("192.0.2.1", "2001:db8:1::1");
+    let plane = &scene.plane;
+    serve(plane, &mut scene.table, device, addresses, device_flag::POD, hook);
+    // the answers of a remote backend come back by the node
+    scene._namespaces[1].ip("route add 10.244.0.0/24 via 10.0.1.1");
+    scene._namespaces[1].ip("-6 route add fd02::/64 via fd01::1");
+    let defined = scene.pod.ask(&format!("exec({RAW_UDP:?})"));
+    assert_eq!(defined, "None");
+    let mut source = 7000;
+    for family in &FAMILIES {
+        for (backend, name, seen, flags) in [
+            // a remote backend sees the pod, and the pod, if it is its own backend, an address of the node
+            (LOCAL, "local", family.node, 0),
+            (REMOTE, "remote", family.pod, 0),
+            (REMOTE, "remote", family.pod, service_flag::EXTERNAL_LOCAL),
+        ] {
+            scene.serve(family, &[backend], flags);
+            for (address, port) in Scene::frontends(family) {
+                source += 1;
+                for protocol in ["tcp", "udp"] {
+                    let answer = scene.pod.ask(&format!("{protocol}('{address}', {port})"));
+                    assert_eq!(told(&answer), format!("{name} {seen}"), "{protocol} {address}");
+                }
+                let raw = scene.pod.ask(&format!("raw_udp('{address}', {port}, {source})"));
+                let expected = format!("{name} {seen} hello {address} {port}");
+                assert_eq!(raw, expected, "raw {address}");
+            }
+            let bulk = format!("bulk('{}', 8080, 3000000)", family.cluster_ip);
+            assert_eq!(scene.pod.ask(&bulk), "True", "{name}");
+        }
+        // larger than a packet
+        let (address, port) = (family.cluster_ip, 8080);
+        let long = scene.pod.ask(&format!("udp('{address}', {port}, 'x' * 4000)"));
+        assert!(long.parse::<u32>().is_ok_and(|len| len > 4000), "{long}");
+        scene.serve(family, &[], 0);
+        for (address, port) in Scene::frontends(family) {
+            for protocol in ["tcp", "udp"] {
+                let answer = scene.pod.ask(&format!("{protocol}('{address}', {port})"));
+                assert_eq!(answer, "ECONNREFUSED", "{protocol} {address}");
+            }
+        }
+        // what is no service's goes on as it is
+        let direct = scene.pod.ask(&format!(
+            "tcp('{}', {})",
+            family.remote,
+            if family.v6 { 81 } else { 80 }
+        ));
+        assert_eq!(direct, format!("remote {}", family.pod));
+    }
+    for counter in ["store_failed", "nat_exhausted", "flow_lost", "no_nat_address"] {
+        assert_eq!(scene.plane.counter(counter), 0, "{counter}");
+    }
+}
+
+#[test]
+fn a_pod_reaches_every_frontend_through_links() {
+    a_pod_reaches_every_frontend(Some(Hook::Tcx));
+}
+
+#[test]
+fn a_pod_reaches_every_frontend_through_filters() {
+    a_pod_reaches_every_frontend(Some(Hook::Clsact));
+}
+
+/// What two pods of one bridge send each other does not pass the node's routing: the answers have to be translated at the
+/// bridge's port.
+#[test]
+fn pods_of_one_bridge_reach_each_other_through_services() {
+    let mut scene = Scene::new(None);
+    let other = Netns::new("q");
+    scene.node.join("pod2", &other, "eth0", &[]);
+    scene.node.ip("link add br0 type bridge");
+    for address in ["10.244.0.1/24", "fd02::1/64"] {
+        let flag = if address.contains(':') { "nodad" } else { "" };
+        scene.node.ip(&format!("addr del {address} dev pod"));
+        scene.node.ip(&format!("addr add {address} dev br0 {flag}"));
+    }
+    for address in ["10.244.0.3/24", "fd02::3/64"] {
+        let flag = if address.contains(':') { "nodad" } else { "" };
+        other.ip(&format!("addr add {address} dev eth0 {flag}"));
+    }
+    scene.node.ip("link set br0 up");
+    other.ip("route add default via 10.244.0.1");
+    other.ip("-6 route add default via fd02::1");
+    for port in ["pod", "pod2"] {
+        scene.node.ip(&format!("link set {port} master br0"));
+        let index = scene.node.index(port);
+        let addresses = ("192.0.2.1", "2001:db8:1::1");
+        serve(
+            &scene.plane,
+            &mut scene.table,
+            index,
+            addresses,
+            device_flag::POD,
+            None,
+        );
+    }
+    let mut client = other.python();
+    for (family, own) in FAMILIES.iter().zip(["10.244.0.3", "fd02::3"]) {
+        scene.serve(family, &[LOCAL], 0);
+        for (address, port) in Scene::frontends(family) {
+            for protocol in ["tcp", "udp"] {
+                let answer = client.ask(&format!("{protocol}('{address}', {port})"));
+                assert_eq!(told(&answer), format!("local {own}"), "{protocol} {address}");
+            }
+        }
+        // and itself, by the same port of the bridge
+        let answer = scene.pod.ask(&format!("tcp('{}', 8080)", family.cluster_ip));
+        assert_eq!(answer, format!("local {}", family.node));
     }
 }
 

@@ -91,8 +91,11 @@ pub struct Device {
 
 /// Flags of a device.
 pub mod device_flag {
-    /// A pod's device: what comes in is a pod's traffic, not an outside client's.
+    /// The node's end of the device of a pod or another workload: it has the pod programs, and what comes in by it is from
+    /// this node.
     pub const POD: u32 = 1 << 0;
+    /// Of what comes in by a pod's device, only sources within `NodeConfig::pod_ranges` are pods; without it all are.
+    pub const BY_SOURCE: u32 = 1 << 1;
 }
 
 /// Key of the trie `MASQUERADE`. In a trie the first word is the prefix length, of the (IPv4-mapped) address behind it.

@@ -21,7 +21,7 @@ use aya_ebpf::btf_maps::PerCpuArray;
 use aya_ebpf::macros::btf_map;
 use dataplane_common::abi::{
     Addr, AffinityKey, BePort, Counter, Device, Flow, FlowKey, FragmentKey, FragmentPorts, NodeConfig,
-    config_flag, device_flag, flow_flag, flow_role,
+    config_flag, flow_flag, flow_role,
 };
 use dataplane_common::packet::{Head, Outcome, head_flag, parse};
 
@@ -127,14 +127,45 @@ fn translate(skb: Skb, scratch: &Scratch, side: Side, counter: Counter) -> i32 {
     PASS
 }
 
-/// A packet comes in by the device.
+/// A packet comes in by a device that leads to other hosts.
 #[inline(always)]
 pub fn ingress(skb: *mut __sk_buff) -> i32 {
+    incoming::<false>(skb)
+}
+
+/// A packet leaves by a device that leads to other hosts.
+#[inline(always)]
+pub fn egress(skb: *mut __sk_buff) -> i32 {
+    outgoing::<false>(skb)
+}
+
+/// A pod has sent a packet, which is at the node's end of its device.
+///
+/// What the socket layer does not see of pods (SCTP, raw sockets, sandboxed runtimes, virtual machines) is translated here,
+/// before the kernel routes it; what that layer has translated goes through untouched.
+#[inline(always)]
+pub fn from_pod(skb: *mut __sk_buff) -> i32 {
+    incoming::<true>(skb)
+}
+
+/// A packet is about to reach a pod.
+///
+/// Wherever an answer comes from, it passes here, also from another port of the same bridge, which the kernel does not
+/// route.
+#[inline(always)]
+pub fn to_pod(skb: *mut __sk_buff) -> i32 {
+    outgoing::<true>(skb)
+}
+
+/// A packet comes in. `POD` is true for the programs of pods' devices, which do not lead to the world: what only concerns
+/// one of the two kinds is left out of the other's programs.
+#[inline(always)]
+fn incoming<const POD: bool>(skb: *mut __sk_buff) -> i32 {
     let skb = Skb(skb);
     let Some((device, config, scratch)) = environment(skb) else {
         return PASS;
     };
-    if let Some(verdict) = pod::ingress(skb, device, config) {
+    if let Some(verdict) = pod::ingress::<POD>(skb, device, config) {
         return verdict;
     }
     if !read(skb, device, scratch, 0) {
@@ -166,14 +197,14 @@ pub fn ingress(skb: *mut __sk_buff) -> i32 {
             return PASS;
         }
         counter = Counter::PacketForward;
-        match towards_backend(skb, device, config, scratch, now) {
+        match towards_backend::<POD>(skb, device, config, scratch, now) {
             Ok(masquerade) => {
                 if masquerade {
                     skb.set_mark(skb.mark() | config_row.mark);
                 }
             }
             Err(verdict) => {
-                if verdict == PASS {
+                if !POD && verdict == PASS {
                     pods::arrive(scratch, now);
                 }
                 return verdict;
@@ -186,7 +217,7 @@ pub fn ingress(skb: *mut __sk_buff) -> i32 {
 /// Finds or chooses the backend, in `scratch.target`; true if the packet has to be masqueraded when it leaves. `Err` is the
 /// verdict of a packet that is not translated.
 #[inline(always)]
-fn towards_backend(
+fn towards_backend<const POD: bool>(
     skb: Skb,
     device: &Device,
     config: *const NodeConfig,
@@ -218,8 +249,8 @@ fn towards_backend(
     if flags & config_flag::FOREIGN_FLOWS != 0 && !flow::opens(&scratch.head) {
         return Err(PASS);
     }
-    let from_pod = device.flags & device_flag::POD != 0;
-    match service::choose(scratch, config, from_pod, now) {
+    let pod = POD && service::is_pod(&scratch.head, device, config);
+    match service::choose(scratch, config, pod, now) {
         Found::Nothing => {
             flow::give_way(scratch, now);
             return Err(PASS);
@@ -235,7 +266,7 @@ fn towards_backend(
     if !flow::create(scratch, unsafe { &*config }, now) {
         return Err(drop_for(Counter::FlowLost));
     }
-    if from_pod {
+    if POD {
         pod::translated(&scratch.head.src);
     }
     scratch.target.addr = scratch.flow.addr;
@@ -244,14 +275,14 @@ fn towards_backend(
     Ok(scratch.flow.flags & flow_flag::MASQUERADE != 0)
 }
 
-/// A packet leaves by the device.
+/// A packet leaves. `POD` as for [`incoming`].
 #[inline(always)]
-pub fn egress(skb: *mut __sk_buff) -> i32 {
+fn outgoing<const POD: bool>(skb: *mut __sk_buff) -> i32 {
     let skb = Skb(skb);
     let Some((device, config, scratch)) = environment(skb) else {
         return PASS;
     };
-    if !pod::egress(skb, device) {
+    if POD && !pod::egress(skb) {
         return DROP;
     }
     if !read(skb, device, scratch, 1) {
@@ -273,6 +304,9 @@ pub fn egress(skb: *mut __sk_buff) -> i32 {
     } else {
         flow::set_key(&mut scratch.key, &scratch.head, flow_role::REVERSE);
         let Some(known) = CONNTRACK.get_ptr_mut(&scratch.key) else {
+            if POD {
+                return PASS;
+            }
             return match pods::leave(scratch, config, device, now) {
                 Ok(true) => translate(skb, scratch, Side::Source, Counter::PacketMasqueraded),
                 Ok(false) => PASS,

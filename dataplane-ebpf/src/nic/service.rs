@@ -3,9 +3,9 @@
 use aya_ebpf::bindings::BPF_ANY;
 use aya_ebpf::btf_maps::lpm_trie::Key;
 use dataplane_common::abi::{
-    Affinity, AffinityKey, Backend, Counter, Flow, FrontendKey, NO_ID, NodeConfig, POD_RANGES,
-    SERVICE_RANGES, Service, ServiceStats, SetWord, Slot, algorithm, backend_state, config_flag, flow_flag,
-    frontend_class, frontend_kind, node_addr_flag, service_flag,
+    Affinity, AffinityKey, Backend, Counter, Device, Flow, FrontendKey, NO_ID, NodeConfig, POD_RANGES,
+    SERVICE_RANGES, Service, ServiceStats, SetWord, Slot, algorithm, backend_state, config_flag, device_flag,
+    flow_flag, frontend_class, frontend_kind, node_addr_flag, service_flag,
 };
 use dataplane_common::maglev::{client_hash, entry, flow_hash};
 use dataplane_common::packet::Head;
@@ -33,7 +33,7 @@ const THIS_NODE: u32 = 1;
 /// The frontend that a packet calls, or what becomes of it without one.
 #[inline(always)]
 fn find(head: &Head, config: *const NodeConfig) -> Result<Frontend, Found> {
-    let key = FrontendKey {
+    let mut key = FrontendKey {
         addr: head.dst,
         port: head.dst_port,
         protocol: head.protocol,
@@ -46,7 +46,7 @@ fn find(head: &Head, config: *const NodeConfig) -> Result<Frontend, Found> {
     if let Some(flags) = NODE_ADDRS.get_ptr(&key.addr) {
         // SAFETY: from a successful lookup; an aligned word.
         if unsafe { flags.read_volatile() } & node_addr_flag::NODE_PORTS != 0 {
-            front = node_port(&key);
+            front = node_port(&mut key);
         }
         return if front.is_none() {
             Err(Found::Nothing)
@@ -59,7 +59,7 @@ fn find(head: &Head, config: *const NodeConfig) -> Result<Frontend, Found> {
     if !within(&head.dst, ranges.cast(), SERVICE_RANGES) {
         return Err(Found::Nothing);
     }
-    Err(if active_address(key.addr).is_none() {
+    Err(if active_address(&mut key).is_none() {
         Found::Drop(Counter::UnknownAddress)
     } else {
         Found::Reject(Counter::UnknownPort)
@@ -152,9 +152,22 @@ fn add(service: u32, field: impl Fn(*const ServiceStats) -> *const u64) {
     }
 }
 
+/// Whether a packet that comes in by a pod's device is a local pod's (detect-local, spec kube-proxy 2.1).
+#[inline(always)]
+pub(super) fn is_pod(head: &Head, device: &Device, config: *const NodeConfig) -> bool {
+    device.flags & device_flag::BY_SOURCE == 0 || in_pod_ranges(head, config)
+}
+
+#[inline(always)]
+fn in_pod_ranges(head: &Head, config: *const NodeConfig) -> bool {
+    // SAFETY: a field of a row from a successful lookup.
+    let ranges = unsafe { &raw const (*config).pod_ranges };
+    within(&head.src, ranges.cast(), POD_RANGES)
+}
+
 /// Chooses the way of a new flow: fills in address, port, service, backend and flags of `scratch.flow`.
 ///
-/// `pod` is true for a packet from a pod's own device: it is no outside client's.
+/// `pod` is true for a packet of a pod of this node: it is no outside client's.
 #[inline(always)]
 pub(super) fn choose(scratch: &mut Scratch, config: *const NodeConfig, pod: bool, now: u64) -> Found {
     let head = &scratch.head;
@@ -283,9 +296,7 @@ fn masquerades(
         return false;
     }
     if internal {
-        // SAFETY: a field of a row from a successful lookup.
-        let ranges = unsafe { &raw const (*config).pod_ranges };
-        return !within(&head.src, ranges.cast(), POD_RANGES);
+        return !in_pod_ranges(head, config);
     }
     !local_only
 }

@@ -9,9 +9,7 @@ mod limit;
 mod source;
 mod way;
 
-use dataplane_common::abi::{
-    Addr, Counter, Device, NodeConfig, config_flag, device_flag, masquerade, pod_flag,
-};
+use dataplane_common::abi::{Addr, Counter, Device, NodeConfig, config_flag, masquerade, pod_flag};
 
 use self::header::Header;
 use crate::maps::{POD_DEVICES, PODS, count};
@@ -28,11 +26,11 @@ const FOREIGN: u32 = config_flag::FOREIGN_FLOWS | config_flag::NO_NEW_FLOWS;
 
 /// A packet comes in by the device. Gives the verdict, if that ends its way here.
 #[inline(always)]
-pub(crate) fn ingress(skb: Skb, device: &Device, config: *const NodeConfig) -> Option<i32> {
+pub(crate) fn ingress<const POD: bool>(skb: Skb, device: &Device, config: *const NodeConfig) -> Option<i32> {
     if device.header != ETHERNET {
         return None;
     }
-    let own = if device.flags & device_flag::POD != 0 {
+    let own = if POD {
         // a device of somebody else's if it is not there
         Some(POD_DEVICES.get_ptr_mut(skb.ifindex())?)
     } else {
@@ -81,12 +79,9 @@ pub(crate) fn ingress(skb: Skb, device: &Device, config: *const NodeConfig) -> O
     verdict
 }
 
-/// A packet leaves by the device. True unless its pod gets more than it may.
+/// A packet is for the pod of this device. True unless that gets more than it may.
 #[inline(always)]
-pub(crate) fn egress(skb: Skb, device: &Device) -> bool {
-    if device.flags & device_flag::POD == 0 {
-        return true;
-    }
+pub(crate) fn egress(skb: Skb) -> bool {
     into_pod(skb.ifindex(), skb.len())
 }
 

@@ -26,6 +26,7 @@ fn indirect(ctx: &SockAddrContext, key: &FrontendKey) -> Frontend {
     };
     // SAFETY: from a successful lookup; an aligned word.
     let flags = unsafe { (&raw const (*config).flags).read_volatile() };
+    let mut other = *key;
     if let Some(own) = NODE_ADDRS.get_ptr(&key.addr) {
         // SAFETY: as above.
         let own = unsafe { own.read_volatile() };
@@ -36,14 +37,14 @@ fn indirect(ctx: &SockAddrContext, key: &FrontendKey) -> Frontend {
         if !offered {
             return Frontend::NONE;
         }
-        return node_port(key);
+        return node_port(&mut other);
     }
     // SAFETY: as above.
     let ranges = unsafe { &raw const (*config).service_ranges };
     if !within(&key.addr, ranges.cast(), SERVICE_RANGES) {
         return Frontend::NONE;
     }
-    active_address(key.addr)
+    active_address(&mut other)
 }
 
 /// True for sockets of the host's network namespace: a pod's 127.0.0.1 is its own.

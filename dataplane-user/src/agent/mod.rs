@@ -183,14 +183,17 @@ pub async fn run(config: AgentConfig) -> anyhow::Result<()> {
     ));
     let device_settings = devices::Settings {
         wanted: config.devices.clone(),
+        local: devices::DetectLocal::new(&config.proxy),
         state_dir: config.state_dir.clone(),
     };
     let devices = Devices::new(device_settings, kernel.nic(), kernel.device_table()?);
+    let new_devices = devices.handle();
     let programmed = shared.programmed.clone();
-    tokio::spawn(devices.follow(state.node_addresses(), move |served| {
+    let served = move |served| {
         programmed
             .send_if_modified(|programmed| std::mem::replace(&mut programmed.devices, served) != served);
-    }));
+    };
+    tokio::spawn(devices.follow(state.node_addresses(), state.ranges(), served));
     tokio::spawn(collect_flows(&config, &kernel, &shared, events.clone())?);
 
     let tables = kernel.node_tables()?;
@@ -264,7 +267,13 @@ pub async fn run(config: AgentConfig) -> anyhow::Result<()> {
     let _network = match (&config.network, &client) {
         (Some(network), Some(client)) => {
             let tables = (kernel.masquerade_table()?, kernel.pod_table()?);
-            let started = overlay::run::start(network.clone(), client.clone(), tables, fatal.clone());
+            let started = overlay::run::start(
+                network.clone(),
+                client.clone(),
+                tables,
+                new_devices,
+                fatal.clone(),
+            );
             let started = started.context("start the pod network")?;
             tokio::spawn(cni::hostports::follow(
                 Arc::clone(&started.service),

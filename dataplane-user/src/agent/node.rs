@@ -93,11 +93,7 @@ fn pod_ranges(proxy: &KubeProxyConfiguration, ranges: &Ranges) -> Option<Vec<IpN
         "NodeCIDR" => ranges.pods.clone()?,
         // a pod's device says it
         "BridgeInterface" | "InterfaceNamePrefix" => Vec::new(),
-        _ => proxy
-            .cluster_cidr
-            .split(',')
-            .filter_map(|text| text.trim().parse().ok())
-            .collect(),
+        _ => proxy.cluster_cidrs(),
     };
     let first = |v4: bool| all.iter().find(|net| net.addr().is_ipv4() == v4).copied();
     Some([first(true), first(false)].into_iter().flatten().collect())

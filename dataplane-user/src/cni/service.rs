@@ -310,7 +310,9 @@ impl Service {
             subnets: network.subnets.clone(),
         };
         let serve = |device: &store::Device, index| match &self.serving {
-            Some(serving) => serving.begin(device, index, ips, add.bandwidth.as_ref()),
+            Some(serving) => serving
+                .begin(device, index, ips, add.bandwidth.as_ref())
+                .map(|()| serving.attach(device)),
             None => Ok(()),
         };
         let device = device::create(&wish, netns, &self.config.faults, serve).map_err(failed)?;

@@ -4,11 +4,14 @@ use std::collections::BTreeSet;
 use std::io;
 use std::net::IpAddr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use beeline_cni::protocol::Bandwidth;
 use dataplane_common::abi::{Addr, Limit, Pod, PodDevice, pod_flag};
+use tracing::warn;
 
 use super::store::Device;
+use crate::devices::Handle;
 use crate::kernel::{KernelError, PodTable};
 
 /// Tells the packet programs of pods.
@@ -16,7 +19,11 @@ use crate::kernel::{KernelError, PodTable};
 pub struct Serving {
     table: Mutex<PodTable>,
     short: bool,
+    devices: Handle,
 }
+
+/// How long a pod waits for its device to get its programs: without them it lacks what they do for a moment more.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// As the programs want it: the first address of each family.
 fn rows(
@@ -58,10 +65,11 @@ fn failed(error: KernelError) -> io::Error {
 impl Serving {
     /// `short`: packets between pods go past the node's routing and netfilter.
     #[must_use]
-    pub const fn new(table: PodTable, short: bool) -> Self {
+    pub const fn new(table: PodTable, short: bool, devices: Handle) -> Self {
         Self {
             table: Mutex::new(table),
             short,
+            devices,
         }
     }
 
@@ -80,6 +88,13 @@ impl Serving {
         let flags = if self.short { pod_flag::SHORT } else { 0 };
         let (pod, row) = rows(device, index, ips, bandwidth, flags);
         self.table().put(&pod, &row).map_err(failed)
+    }
+
+    /// Has a device that was just made served before its pod can send.
+    pub(super) fn attach(&self, device: &Device) {
+        if !self.devices.serve(PATIENCE) {
+            warn!(device = device.name, "its programs come later than its pod");
+        }
     }
 
     /// Ends it.

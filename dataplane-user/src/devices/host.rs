@@ -10,7 +10,7 @@ use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags, AddressMe
 use rtnetlink::packet_route::link::{
     InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage,
 };
-use rtnetlink::packet_route::route::{RouteAttribute, RouteMessage, RouteType};
+use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteType};
 use rtnetlink::{Handle, MulticastGroup, RouteMessageBuilder};
 
 use super::select::{Link, LinkAddress, Seen};
@@ -61,10 +61,14 @@ impl Host {
             RouteMessageBuilder::<Ipv4Addr>::new().build(),
             RouteMessageBuilder::<Ipv6Addr>::new().build(),
         ] {
-            // thousands on some hosts: only the default ones are kept
+            // thousands on some hosts: only those that say something about devices are kept
             let mut routes = self.handle.route().get(family).execute();
             while let Some(route) = routes.try_next().await? {
-                seen.default_routes.extend(default_route(&route));
+                match route.header.destination_prefix_length {
+                    0 => seen.default_routes.extend(route_devices(&route)),
+                    32 | 128 => seen.host_routes.extend(host_route(&route)),
+                    _ => {}
+                }
             }
         }
         Ok(seen)
@@ -98,12 +102,12 @@ impl Drop for Host {
     }
 }
 
-/// Routes come and go by the thousand; only default ones say anything about devices.
+/// Routes come and go by the thousand; only default ones and those to single hosts say anything about devices.
 fn matters(message: &NetlinkMessage<RouteNetlinkMessage>) -> bool {
     match &message.payload {
         NetlinkPayload::InnerMessage(
             RouteNetlinkMessage::NewRoute(route) | RouteNetlinkMessage::DelRoute(route),
-        ) => route.header.destination_prefix_length == 0,
+        ) => matches!(route.header.destination_prefix_length, 0 | 32 | 128),
         _ => true,
     }
 }
@@ -121,6 +125,8 @@ fn link(message: &LinkMessage) -> Link {
     for attribute in &message.attributes {
         match attribute {
             LinkAttribute::IfName(name) => out.name.clone_from(name),
+            LinkAttribute::Controller(bridge) => out.bridge = Some(*bridge),
+            LinkAttribute::LinkNetNsId(_) => out.away = true,
             LinkAttribute::LinkInfo(infos) => {
                 let kind = infos.iter().find_map(|info| match info {
                     LinkInfo::Kind(kind) => Some(InfoKind::to_string(kind)),
@@ -159,10 +165,9 @@ fn address(message: &AddressMessage) -> Option<LinkAddress> {
     })
 }
 
-/// The devices of a default route.
-fn default_route(message: &RouteMessage) -> Vec<u32> {
-    let header = &message.header;
-    if header.destination_prefix_length != 0 || header.kind != RouteType::Unicast {
+/// The devices of a route.
+fn route_devices(message: &RouteMessage) -> Vec<u32> {
+    if message.header.kind != RouteType::Unicast {
         return Vec::new();
     }
     let mut devices = Vec::new();
@@ -174,4 +179,16 @@ fn default_route(message: &RouteMessage) -> Vec<u32> {
         }
     }
     devices
+}
+
+/// The device of a route to a single host, which may be a network of the other family's 32 bits.
+fn host_route(message: &RouteMessage) -> Option<(u32, IpAddr)> {
+    let ip = message.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Destination(RouteAddress::Inet(ip)) => Some(IpAddr::V4(*ip)),
+        RouteAttribute::Destination(RouteAddress::Inet6(ip)) => Some(IpAddr::V6(*ip)),
+        _ => None,
+    })?;
+    let single = message.header.destination_prefix_length == if ip.is_ipv4() { 32 } else { 128 };
+    let device = route_devices(message).first().copied()?;
+    single.then_some((device, ip))
 }

@@ -10,16 +10,18 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use dataplane_common::abi::Device;
+use dataplane_common::abi::{Device, device_flag};
+use ipnet::IpNet;
+use tokio::sync::mpsc;
 use tokio::sync::watch::Receiver;
 use tokio::time::Instant;
 use tracing::{debug, error, info, warn};
 
-use crate::agent::node::NAT_PORTS;
+use crate::agent::node::{NAT_PORTS, Ranges};
 use crate::kernel::{DeviceTable, KernelError, NicPrograms};
 use host::Host;
 pub use ports::release as release_ports;
-pub use select::Wanted;
+pub use select::{DetectLocal, Wanted};
 use select::{Seen, select};
 
 /// Pause before what failed is tried again.
@@ -28,10 +30,29 @@ const RETRY: Duration = Duration::from_secs(5);
 /// Settings.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// Which devices.
+    /// Which devices that lead to other hosts.
     pub wanted: Wanted,
+    /// Which are pods'.
+    pub local: DetectLocal,
     /// Where what has to be undone is remembered.
     pub state_dir: PathBuf,
+}
+
+/// Somebody waits until what is there now is served.
+type Request = std::sync::mpsc::SyncSender<()>;
+
+/// Asks for new devices to be served before they are noticed.
+#[derive(Clone, Debug)]
+pub struct Handle(mpsc::UnboundedSender<Request>);
+
+impl Handle {
+    /// Waits until the devices that there are now have their programs, for `limit` at most. False if that took longer; they
+    /// get them later then. For threads of no runtime.
+    #[must_use]
+    pub fn serve(&self, limit: Duration) -> bool {
+        let (sender, done) = std::sync::mpsc::sync_channel(1);
+        self.0.send(sender).is_ok() && done.recv_timeout(limit).is_ok()
+    }
 }
 
 /// The devices that are served. What is attached stays attached when this is dropped.
@@ -40,8 +61,9 @@ pub struct Devices {
     settings: Settings,
     programs: NicPrograms,
     table: DeviceTable,
-    /// Index, and name when it was attached.
-    attached: BTreeMap<u32, String>,
+    /// Index, and name and flags when it was attached.
+    attached: BTreeMap<u32, (String, u32)>,
+    requests: (mpsc::UnboundedSender<Request>, mpsc::UnboundedReceiver<Request>),
 }
 
 impl Devices {
@@ -53,22 +75,42 @@ impl Devices {
             programs,
             table,
             attached: BTreeMap::new(),
+            requests: mpsc::unbounded_channel(),
         }
     }
 
-    /// Serves the devices of this network namespace and follows their coming and going, and the Node's addresses, until
-    /// the sender of those is gone. Never gives up: what fails is logged and tried again. `served` is told after each round
-    /// whether all of them are served.
-    pub async fn follow(mut self, mut node: Receiver<Option<Vec<IpAddr>>>, served: impl Fn(bool)) {
+    /// For those who make devices.
+    #[must_use]
+    pub fn handle(&self) -> Handle {
+        Handle(self.requests.0.clone())
+    }
+
+    /// Serves the devices of this network namespace and follows their coming and going, and the Node's addresses and ranges,
+    /// until the sender of one of those is gone. Never gives up: what fails is logged and tried again. `served` is told
+    /// after each round whether all of them are served.
+    pub async fn follow(
+        mut self,
+        mut node: Receiver<Option<Vec<IpAddr>>>,
+        mut ranges: Receiver<Ranges>,
+        served: impl Fn(bool),
+    ) {
         if let Err(error) = ports::reserve(&self.settings.state_dir, NAT_PORTS) {
             // nobody gets these ports by default
             warn!(%error, "the ports {} to {} cannot be reserved for masquerading", NAT_PORTS.0, NAT_PORTS.1);
         }
         warn_without_forwarding();
         let mut host: Option<Host> = None;
+        let mut waiting: Vec<Request> = Vec::new();
         loop {
-            let result = self.round(&mut host, &mut node).await;
+            while let Ok(request) = self.requests.1.try_recv() {
+                waiting.push(request);
+            }
+            let result = self.round(&mut host, &mut node, &mut ranges).await;
             served(result.is_ok());
+            for request in waiting.drain(..).filter(|_| result.is_ok()) {
+                // who has waited too long does not listen any more
+                let _unheard = request.try_send(());
+            }
             let retry_at = result.err().map(|error| {
                 error!(%error, "the devices cannot all be served as they should be");
                 Instant::now() + RETRY
@@ -82,10 +124,16 @@ impl Devices {
             let alive = tokio::select! {
                 alive = changed => alive,
                 () = tokio::time::sleep_until(retry_at.unwrap_or_else(Instant::now)), if retry_at.is_some() => true,
-                node = node.changed() => match node {
-                    Ok(()) => true,
-                    Err(_) => return,
-                },
+                changed = async { tokio::select! { node = node.changed() => node, ranges = ranges.changed() => ranges } } => {
+                    match changed {
+                        Ok(()) => true,
+                        Err(_) => return,
+                    }
+                }
+                request = self.requests.1.recv() => {
+                    waiting.extend(request);
+                    true
+                }
             };
             if !alive {
                 host = None;
@@ -98,6 +146,7 @@ impl Devices {
         &mut self,
         host: &mut Option<Host>,
         node: &mut Receiver<Option<Vec<IpAddr>>>,
+        ranges: &mut Receiver<Ranges>,
     ) -> Result<(), Failure> {
         let host = match host {
             Some(host) => host,
@@ -105,12 +154,14 @@ impl Devices {
         };
         let seen = host.seen().await?;
         let node = node.borrow_and_update().clone();
-        self.apply(&seen, node.as_deref())
+        let ranges = ranges.borrow_and_update().pods.clone();
+        self.apply(&seen, node.as_deref(), &ranges.unwrap_or_default())
     }
 
     /// Serves exactly the devices that should be; while the Node is not known, what is served already stays, too.
-    fn apply(&mut self, seen: &Seen, node: Option<&[IpAddr]>) -> Result<(), Failure> {
-        let chosen = select(seen, &self.settings.wanted, node.unwrap_or_default());
+    fn apply(&mut self, seen: &Seen, node: Option<&[IpAddr]>, ranges: &[IpNet]) -> Result<(), Failure> {
+        let Settings { wanted, local, .. } = &self.settings;
+        let chosen = select(seen, wanted, local, node.unwrap_or_default(), ranges);
         let rows = self.table.rows()?;
         let mut result = Ok(());
         for (index, device) in &chosen {
@@ -124,7 +175,7 @@ impl Devices {
             if node.is_none() && seen.has(index) {
                 continue;
             }
-            let name = self.attached.remove(&index).unwrap_or_default();
+            let (name, _) = self.attached.remove(&index).unwrap_or_default();
             if let Err(error) = self
                 .programs
                 .detach(index)
@@ -149,10 +200,12 @@ impl Devices {
             self.table.put(index, device)?;
             debug!(device = name, index, ?device, "addresses of the device");
         }
-        if self.attached.get(&index).map(String::as_str) != Some(name) {
+        let with = self.attached.get(&index);
+        if with.is_none_or(|(known, flags)| known != name || *flags != device.flags) {
             let hook = self.programs.attach(index, None)?;
-            info!(device = name, index, ?hook, v4 = %device.v4, v6 = %device.v6, "device is served");
-            self.attached.insert(index, name.into());
+            let pod = device.flags & device_flag::POD != 0;
+            info!(device = name, index, ?hook, pod, v4 = %device.v4, v6 = %device.v6, "device is served");
+            self.attached.insert(index, (name.into(), device.flags));
         }
         Ok(())
     }

@@ -34,6 +34,14 @@ impl DeviceTable {
         self.0.iter().collect::<Result<_, _>>().map_err(fail)
     }
 
+    pub(super) fn row(&self, ifindex: u32) -> Result<Option<Device>, KernelError> {
+        match self.0.get(&ifindex, 0) {
+            Ok(row) => Ok(Some(row)),
+            Err(MapError::KeyNotFound) => Ok(None),
+            Err(error) => Err(fail(error)),
+        }
+    }
+
     pub(super) fn indexes(&self) -> Result<BTreeSet<u32>, KernelError> {
         self.0.keys().collect::<Result<_, _>>().map_err(fail)
     }

@@ -295,7 +295,7 @@ impl Kernel {
         let mut nic = nic::load(config, &places)?;
         observe(Step::Created)?;
         attach::load(&mut ebpf)?;
-        nic::load_programs(&mut nic)?;
+        nic.load_programs()?;
         observe(Step::Loaded)?;
         if let Some(resize) = &mut resize {
             resize.copy()?;
@@ -466,8 +466,8 @@ impl Kernel {
         }
     }
 
-    /// Runs a packet program on a packet that comes (or leaves) by the loopback device, `repeat` times in a row: for
-    /// tests and measurements. The maps change as they would for a real packet.
+    /// Runs a packet program on a packet that comes (or leaves) by the loopback device, `repeat` times in a row: for tests
+    /// and measurements. The device's row in `DEVICES` says which program. The maps change as they would for a real packet.
     ///
     /// # Errors
     ///

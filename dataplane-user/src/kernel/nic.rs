@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use aya::programs::tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, TcError, TcHandle};
 use aya::programs::{Program, ProgramError, SchedClassifier, TcAttachType, TestRun, TestRunOptions};
 use aya::{Ebpf, EbpfLoader};
+use dataplane_common::abi::{Device, device_flag};
 
 use super::{
     Config, KernelError, MapPlace, ProgramInfo, Step, attach, devices, object, pins, place, qdisc, syscall,
@@ -28,12 +29,9 @@ impl Direction {
     /// Both, the way back first: no flow is translated before its answers can be.
     pub(super) const ALL: [Self; 2] = [Self::Egress, Self::Ingress];
 
-    /// Name of the program.
-    pub(super) const fn program(self) -> &'static str {
-        match self {
-            Self::Ingress => "nic_ingress",
-            Self::Egress => "nic_egress",
-        }
+    /// Name of the link's pin, before the index of the device.
+    const fn link(self) -> &'static str {
+        Role::Uplink.program(self)
     }
 
     const fn tcx(self) -> u32 {
@@ -47,6 +45,37 @@ impl Direction {
         match self {
             Self::Ingress => TcAttachType::Ingress,
             Self::Egress => TcAttachType::Egress,
+        }
+    }
+}
+
+/// What is behind a device; it says which programs the device has.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Role {
+    /// Other hosts.
+    Uplink,
+    /// A pod of this node.
+    Pod,
+}
+
+impl Role {
+    const ALL: [Self; 2] = [Self::Uplink, Self::Pod];
+
+    /// As the device's row has it. A device without one leads to other hosts, until the follower says otherwise.
+    fn of(device: Option<&Device>) -> Self {
+        if device.is_some_and(|device| device.flags & device_flag::POD != 0) {
+            Self::Pod
+        } else {
+            Self::Uplink
+        }
+    }
+
+    const fn program(self, direction: Direction) -> &'static str {
+        match (self, direction) {
+            (Self::Uplink, Direction::Ingress) => "nic_ingress",
+            (Self::Uplink, Direction::Egress) => "nic_egress",
+            (Self::Pod, Direction::Ingress) => "pod_ingress",
+            (Self::Pod, Direction::Egress) => "pod_egress",
         }
     }
 }
@@ -86,7 +115,7 @@ pub enum Hook {
 /// The loaded packet programs.
 #[derive(Clone)]
 pub struct NicPrograms {
-    ebpf: Arc<Mutex<Ebpf>>,
+    objects: Arc<Mutex<Objects>>,
     pin_dir: PathBuf,
 }
 
@@ -98,25 +127,50 @@ impl std::fmt::Debug for NicPrograms {
     }
 }
 
-/// Puts the packet object onto the maps at these places.
-pub(super) fn load(config: &Config, places: &[MapPlace]) -> Result<Ebpf, KernelError> {
-    let mut loader = EbpfLoader::new();
-    loader.override_global(aya_log::LEVEL, &config.ebpf_log_level, false);
-    place(&mut loader, places);
-    Ok(loader.load(object::nic_bytes())?)
+/// The objects that hold the programs.
+pub(super) struct Objects {
+    nic: Ebpf,
+    pod: Ebpf,
 }
 
-/// Loads the programs.
-pub(super) fn load_programs(ebpf: &mut Ebpf) -> Result<(), KernelError> {
-    Direction::ALL
-        .iter()
-        .try_for_each(|direction| attach::load_program(ebpf, direction.program()))
+/// Puts the packet objects onto the maps at these places.
+pub(super) fn load(config: &Config, places: &[MapPlace]) -> Result<Objects, KernelError> {
+    let object = |bytes| -> Result<Ebpf, KernelError> {
+        let mut loader = EbpfLoader::new();
+        loader.override_global(aya_log::LEVEL, &config.ebpf_log_level, false);
+        place(&mut loader, places);
+        Ok(loader.load(bytes)?)
+    };
+    Ok(Objects {
+        nic: object(object::nic_bytes())?,
+        pod: object(object::pod_bytes())?,
+    })
 }
 
-fn program(ebpf: &mut Ebpf, direction: Direction) -> Result<&mut SchedClassifier, KernelError> {
-    match ebpf.program_mut(direction.program()) {
-        Some(Program::SchedClassifier(program)) => Ok(program),
-        _ => Err(KernelError::Missing(format!("program {}", direction.program()))),
+impl Objects {
+    const fn of(&mut self, role: Role) -> &mut Ebpf {
+        match role {
+            Role::Uplink => &mut self.nic,
+            Role::Pod => &mut self.pod,
+        }
+    }
+
+    /// Loads the programs.
+    pub(super) fn load_programs(&mut self) -> Result<(), KernelError> {
+        for role in Role::ALL {
+            for direction in Direction::ALL {
+                attach::load_program(self.of(role), role.program(direction))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn program(&mut self, role: Role, direction: Direction) -> Result<&mut SchedClassifier, KernelError> {
+        let name = role.program(direction);
+        match self.of(role).program_mut(name) {
+            Some(Program::SchedClassifier(program)) => Ok(program),
+            _ => Err(KernelError::Missing(format!("program {name}"))),
+        }
     }
 }
 
@@ -131,7 +185,7 @@ fn io(operation: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Ke
 
 fn failed(direction: Direction) -> impl Fn(ProgramError) -> KernelError {
     move |source| KernelError::Program {
-        program: direction.program().into(),
+        program: direction.link().into(),
         source,
     }
 }
@@ -145,7 +199,7 @@ fn links(pin_dir: &Path) -> Result<Vec<(Direction, u32)>, KernelError> {
         let name = name.to_string_lossy();
         for direction in Direction::ALL {
             let index = name
-                .strip_prefix(direction.program())
+                .strip_prefix(direction.link())
                 .and_then(|rest| rest.strip_prefix('_')?.parse().ok());
             found.extend(index.map(|index| (direction, index)));
         }
@@ -156,7 +210,7 @@ fn links(pin_dir: &Path) -> Result<Vec<(Direction, u32)>, KernelError> {
 }
 
 fn link_path(pin_dir: &Path, direction: Direction, ifindex: u32) -> PathBuf {
-    pins::link_path(pin_dir, &format!("{}_{ifindex}", direction.program()))
+    pins::link_path(pin_dir, &format!("{}_{ifindex}", direction.link()))
 }
 
 /// Puts a program below the link that is pinned for the device. False, and the pin is gone, if that link holds on to
@@ -185,25 +239,31 @@ fn update(
 
 /// Puts the new programs in the place of the old ones at every device.
 pub(super) fn replace(
-    ebpf: &mut Ebpf,
+    objects: &mut Objects,
     pin_dir: &Path,
     observe: &mut dyn FnMut(Step) -> Result<(), KernelError>,
 ) -> Result<(), KernelError> {
+    let devices = devices::DeviceTable::open(pin_dir)?.rows()?;
     let mut linked = BTreeSet::new();
     for (direction, ifindex) in links(pin_dir)? {
-        let program = program(ebpf, direction)?;
+        let program = objects.program(Role::of(devices.get(&ifindex)), direction)?;
         let fd = program.fd().map_err(failed(direction))?.as_fd();
         if update(pin_dir, fd, direction, ifindex)? {
             linked.insert(ifindex);
             observe(Step::Attached)?;
         }
     }
-    let devices = devices::DeviceTable::open(pin_dir)?;
-    for ifindex in devices.indexes()?.difference(&linked) {
+    for (ifindex, device) in devices.iter().filter(|(index, _)| !linked.contains(*index)) {
         for direction in Direction::ALL {
             // not there any more, or served by a link that is made anew later: both are the follower's business
             if let Some(name) = name_of(*ifindex)
-                && filter(program(ebpf, direction)?, direction, &name, false).is_ok()
+                && filter(
+                    objects.program(Role::of(Some(device)), direction)?,
+                    direction,
+                    &name,
+                    false,
+                )
+                .is_ok()
             {
                 observe(Step::Attached)?;
             }
@@ -243,39 +303,50 @@ fn filter(
     Ok(())
 }
 
-/// Removes our filter; nothing there is no error.
-fn remove_filter(direction: Direction, device: &str) -> Result<(), ProgramError> {
-    match tc::qdisc_detach_program(device, direction.tc(), direction.program()) {
-        Err(TcError::IoError(error)) if error.kind() == ErrorKind::NotFound => Ok(()),
-        // no such qdisc
-        Err(TcError::NetlinkError(_)) => Ok(()),
-        other => other.map_err(Into::into),
+/// Removes our filter, whichever program it is of. False if there was none.
+fn remove_filter(direction: Direction, device: &str) -> Result<bool, ProgramError> {
+    for role in Role::ALL {
+        match tc::qdisc_detach_program(device, direction.tc(), role.program(direction)) {
+            Ok(()) => return Ok(true),
+            Err(TcError::IoError(error)) if error.kind() == ErrorKind::NotFound => {}
+            // no such qdisc
+            Err(TcError::NetlinkError(_)) => {}
+            Err(error) => return Err(error.into()),
+        }
     }
+    Ok(false)
 }
 
 impl NicPrograms {
-    pub(super) fn new(ebpf: Ebpf, pin_dir: &Path) -> Self {
+    pub(super) fn new(objects: Objects, pin_dir: &Path) -> Self {
         Self {
-            ebpf: Arc::new(Mutex::new(ebpf)),
+            objects: Arc::new(Mutex::new(objects)),
             pin_dir: pin_dir.into(),
         }
     }
 
-    fn ebpf(&self) -> MutexGuard<'_, Ebpf> {
-        self.ebpf.lock().unwrap_or_else(PoisonError::into_inner)
+    fn objects(&self) -> MutexGuard<'_, Objects> {
+        self.objects.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Attaches both programs to a device of this network namespace, or puts them in the place of older ones.
+    fn role(&self, ifindex: u32) -> Result<Role, KernelError> {
+        let row = devices::DeviceTable::open(&self.pin_dir)?.row(ifindex)?;
+        Ok(Role::of(row.as_ref()))
+    }
+
+    /// Attaches the two programs that the device's row in `DEVICES` asks for to a device of this network namespace, or puts
+    /// them in the place of older ones.
     /// `hook` is the one to use; `None` takes the best that the kernel has, and gives it.
     ///
     /// # Errors
     ///
     /// If the device is gone, or the kernel refuses.
     pub fn attach(&self, ifindex: u32, hook: Option<Hook>) -> Result<Hook, KernelError> {
-        let mut ebpf = self.ebpf();
+        let role = self.role(ifindex)?;
+        let mut objects = self.objects();
         let mut used = hook.unwrap_or(Hook::Tcx);
         for direction in Direction::ALL {
-            let program = program(&mut ebpf, direction)?;
+            let program = objects.program(role, direction)?;
             if used == Hook::Tcx {
                 match self.attach_link(program, direction, ifindex) {
                     // EINVAL is how a kernel before 6.6 says that it knows no such thing
@@ -357,16 +428,19 @@ impl NicPrograms {
     }
 
     pub(super) fn info(&self) -> Result<Vec<ProgramInfo>, KernelError> {
-        let mut ebpf = self.ebpf();
+        let mut objects = self.objects();
         let mut out = Vec::new();
-        for direction in Direction::ALL {
-            let info = program(&mut ebpf, direction)?.info().map_err(failed(direction))?;
-            out.push(ProgramInfo {
-                name: direction.program().into(),
-                id: info.id(),
-                verified_instructions: info.verified_instruction_count().unwrap_or(0),
-                replaced: false,
-            });
+        for role in Role::ALL {
+            for direction in Direction::ALL {
+                let program = objects.program(role, direction)?;
+                let info = program.info().map_err(failed(direction))?;
+                out.push(ProgramInfo {
+                    name: role.program(direction).into(),
+                    id: info.id(),
+                    verified_instructions: info.verified_instruction_count().unwrap_or(0),
+                    replaced: false,
+                });
+            }
         }
         Ok(out)
     }
@@ -378,8 +452,9 @@ impl NicPrograms {
         mark: u32,
         repeat: u32,
     ) -> Result<PacketRun, KernelError> {
+        let role = self.role(LOOPBACK)?;
         run(
-            program(&mut self.ebpf(), direction)?,
+            self.objects().program(role, direction)?,
             direction,
             packet,
             mark,
@@ -398,9 +473,8 @@ pub(super) fn cleanup() -> Vec<String> {
         let name = device.name().to_string_lossy();
         let before = removed.len();
         for direction in Direction::ALL.into_iter().rev() {
-            let detached = tc::qdisc_detach_program(&name, direction.tc(), direction.program());
-            if detached.is_ok() {
-                removed.push(format!("filter {} at {name}", direction.program()));
+            if matches!(remove_filter(direction, &name), Ok(true)) {
+                removed.push(format!("{direction:?} filter at {name}"));
             }
         }
         if removed.len() > before && qdisc::remove_if_empty(device.index()).is_ok_and(|gone| gone) {
@@ -410,6 +484,8 @@ pub(super) fn cleanup() -> Vec<String> {
     removed
 }
 
+/// Index of the loopback device of every network namespace.
+const LOOPBACK: u32 = 1;
 /// Offsets in `struct __sk_buff` (include/uapi/linux/bpf.h).
 const MARK: usize = 8;
 const CONTEXT: usize = 192;

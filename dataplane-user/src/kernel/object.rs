@@ -20,6 +20,11 @@ pub(super) fn nic_bytes() -> &'static [u8] {
     aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/nic"))
 }
 
+/// The object file that `build.rs` made of `dataplane-ebpf/src/bin/pod.rs`.
+pub(super) fn pod_bytes() -> &'static [u8] {
+    aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/pod"))
+}
+
 const F_NO_PREALLOC: u32 = 1;
 const F_MMAPABLE: u32 = 1 << 10;
 

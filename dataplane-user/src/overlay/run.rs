@@ -14,6 +14,7 @@ use super::engine::{Engine, View};
 use super::flags::NetworkConfig;
 use super::nodes;
 use crate::cni;
+use crate::devices::Handle;
 use crate::kernel::{MasqueradeTable, PodTable};
 use crate::takeover::forward;
 
@@ -41,6 +42,7 @@ pub fn start(
     config: NetworkConfig,
     client: kube::Client,
     (masquerade, pods): (MasqueradeTable, PodTable),
+    devices: Handle,
     fatal: mpsc::Sender<anyhow::Error>,
 ) -> anyhow::Result<Network> {
     let (sender, queue) = mpsc::channel(QUEUE);
@@ -92,7 +94,7 @@ pub fn start(
     let dir = config.cni.state_dir.clone();
     // its work on devices waits for the kernel in a runtime of its own, which this thread cannot have
     let (cni, network) = (config.cni, view.clone());
-    let serving = cni::Serving::new(pods, config.pod_shortcut);
+    let serving = cni::Serving::new(pods, config.pod_shortcut, devices);
     let opened = std::thread::spawn(move || cni::Service::open(cni, network, Some(serving))).join();
     let service = opened
         .map_err(|_| anyhow::anyhow!("the thread that reads them panicked"))

@@ -4,6 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use dataplane_common::abi::algorithm;
+use ipnet::IpNet;
 
 use super::{API_VERSION, GoDuration, KIND, KubeProxyConfiguration};
 
@@ -127,6 +128,13 @@ impl KubeProxyConfiguration {
             "nftables" => self.nftables.masquerade_all,
             _ => self.iptables.masquerade_all,
         }
+    }
+
+    /// The ranges of pods of the whole cluster, as far as they are readable.
+    #[must_use]
+    pub fn cluster_cidrs(&self) -> Vec<IpNet> {
+        let texts = self.cluster_cidr.split(',');
+        texts.filter_map(|text| text.trim().parse().ok()).collect()
     }
 
     /// The bit of a packet's mark that asks for masquerade, in the mode that is asked for. 0 is bit 0.

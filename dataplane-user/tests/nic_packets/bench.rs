@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use dataplane_common::abi::device_flag;
 use dataplane_model::Protocol;
 use dataplane_user::kernel::Direction;
 
@@ -40,4 +41,11 @@ fn a_packet_costs_little() {
         Direction::Egress,
         &tcp(&at(V4.local, 8080), &client),
     );
+    // what pods' own sockets have translated already, and their other traffic, pays this
+    scene.serve_as(device_flag::POD);
+    let pod = at(V4.pod, 1);
+    time("from a pod, not ours", Direction::Ingress, &tcp(&pod, &client));
+    time("to a pod, not ours", Direction::Egress, &tcp(&client, &pod));
+    let datagram = of(Protocol::Udp, &pod, &client);
+    time("datagram from a pod, not ours", Direction::Ingress, &datagram);
 }

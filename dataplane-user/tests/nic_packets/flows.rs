@@ -7,7 +7,7 @@ use crate::build::{ACK, FIN, Packet, RST, SYN, TCP};
 use crate::scene::{DROP, FAMILIES, Family, MARK, Out, PASS, PROTOCOLS, Scene, V4, answer_to, at, of, which};
 
 /// Where a service is reached: its frontends by kind.
-fn frontends(family: Family, number: u32) -> [(&'static str, String); 4] {
+pub(crate) fn frontends(family: Family, number: u32) -> [(&'static str, String); 4] {
     [
         ("ClusterIP", at(&format!("{}{number}", family.cluster), 80)),
         ("NodePort", at(family.node, 30_000 + number as u16)),
@@ -18,7 +18,7 @@ fn frontends(family: Family, number: u32) -> [(&'static str, String); 4] {
 
 /// Sends the packet to its service and the backend's answer back, and gives what the backend saw. The client must see the
 /// address that it called.
-fn there_and_back(scene: &mut Scene, packet: &Packet) -> Out {
+pub(crate) fn there_and_back(scene: &mut Scene, packet: &Packet) -> Out {
     let context = format!("{packet:?}");
     let mut out = scene.ingress(&packet.build());
     assert_eq!(out.verdict, PASS, "{context}: {:?}", out.counted);

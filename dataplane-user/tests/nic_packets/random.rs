@@ -3,6 +3,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
+use dataplane_common::abi::device_flag;
 use dataplane_user::kernel::Direction;
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
@@ -107,8 +108,9 @@ fn noise(random: &mut StdRng) -> Vec<u8> {
     bytes
 }
 
-fn run(direction: Direction) {
+fn run(direction: Direction, flags: u32) {
     let scene = Scene::new();
+    scene.serve_as(flags);
     let seed: u64 = rand::random();
     let mut random = StdRng::seed_from_u64(seed);
     let mut verdicts = [0_u32; 3];
@@ -144,7 +146,7 @@ fn run(direction: Direction) {
             }
         }
     }
-    println!("{direction:?}: {verdicts:?} passed, dropped, sent back; {changed} changed");
+    println!("{direction:?} {flags}: {verdicts:?} passed, dropped, sent back; {changed} changed");
     assert!(
         changed > count() / 50 && verdicts[1] > 0,
         "{verdicts:?} {changed}"
@@ -153,10 +155,20 @@ fn run(direction: Direction) {
 
 #[test]
 fn random_packets_come_in() {
-    run(Direction::Ingress);
+    run(Direction::Ingress, 0);
 }
 
 #[test]
 fn random_packets_leave() {
-    run(Direction::Egress);
+    run(Direction::Egress, 0);
+}
+
+#[test]
+fn random_packets_come_from_a_pod() {
+    run(Direction::Ingress, device_flag::POD | device_flag::BY_SOURCE);
+}
+
+#[test]
+fn random_packets_go_to_a_pod() {
+    run(Direction::Egress, device_flag::POD);
 }

@@ -164,20 +164,26 @@ impl Scene {
             addresses.insert(ip(family.other).into(), 0);
         }
         plane.node.set_addrs(&addresses).unwrap();
-        let device = Device {
-            v4: ip(V4.node).into(),
-            v6: ip(V6.node).into(),
-            flags: 0,
-            header: 14,
-        };
-        plane.kernel.device_table().unwrap().put(1, &device).unwrap();
         let mut scene = Self { plane, _place: place };
+        scene.serve_as(0);
         for family in FAMILIES {
             for protocol in PROTOCOLS {
                 scene.fill(family, protocol);
             }
         }
         scene
+    }
+
+    /// Gives the device these flags: with them it is a pod's.
+    pub(crate) fn serve_as(&self, flags: u32) {
+        let device = Device {
+            v4: ip(V4.node).into(),
+            v6: ip(V6.node).into(),
+            flags,
+            header: 14,
+        };
+        let mut devices = self.plane.kernel.device_table().unwrap();
+        devices.put(1, &device).unwrap();
     }
 
     /// Services of a family and protocol have ids and backends of their own.

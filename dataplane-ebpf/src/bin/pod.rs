@@ -1,0 +1,35 @@
+//! Programs at the node's ends of pods' devices.
+#![no_std]
+#![no_main]
+#![allow(
+    missing_docs,
+    clippy::needless_pass_by_value,
+    unreachable_pub,
+    reason = "what the attribute macros ask for and write"
+)]
+
+use aya_ebpf::macros::classifier;
+use aya_ebpf::programs::TcContext;
+use dataplane_ebpf::nic;
+
+/// See [`nic::from_pod`].
+#[classifier]
+pub fn pod_ingress(ctx: TcContext) -> i32 {
+    nic::from_pod(ctx.skb.skb)
+}
+
+/// See [`nic::to_pod`].
+#[classifier]
+pub fn pod_egress(ctx: TcContext) -> i32 {
+    nic::to_pod(ctx.skb.skb)
+}
+
+#[panic_handler]
+fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
+    loop {}
+}
+
+/// The kernel offers some helpers only to GPL-compatible programs.
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
