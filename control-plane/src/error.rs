@@ -365,6 +365,14 @@ impl ApiError {
             .with_details(json!({"causes": [{"message": why}]}))
     }
 
+    /// 403 for a certificate of another node.
+    pub fn unauthorized_request(user: &str, node: &str) -> Self {
+        let message = format!(
+            "certificatesigningrequests.certificates.k8s.io is forbidden: user {user:?} may not have a certificate of node {node:?}"
+        );
+        Self::new(403, "Forbidden", message)
+    }
+
     /// 503.
     pub fn unavailable(message: impl Into<String>) -> Self {
         Self::new(503, "ServiceUnavailable", message)

@@ -12,8 +12,8 @@ use std::sync::Arc;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use rcgen::{
-    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose,
+    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType, DnValue,
+    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
 };
 use rustls::RootCertStore;
 use rustls::server::WebPkiClientVerifier;
@@ -155,6 +155,36 @@ impl Pki {
         sign(&params, &issuer)
     }
 
+    /// Signs a node's request (PKCS#10, PEM). Only its key and the node's name in its common name count: the certificate is
+    /// one of a client in the group `system:nodes`, whatever else was asked for.
+    ///
+    /// # Errors
+    /// When it is no request of a node, or not signed with its own key.
+    pub fn sign_node(&self, request: &str) -> Result<SignedNode, PkiError> {
+        let what = "certificate request";
+        let mut request = CertificateSigningRequestParams::from_pem(request).map_err(bad(what))?;
+        let name = match request.params.distinguished_name.get(&DnType::CommonName) {
+            Some(DnValue::Utf8String(name)) => name.clone(),
+            Some(DnValue::PrintableString(name)) => name.to_string(),
+            _ => String::new(),
+        };
+        let node = name
+            .strip_prefix("system:node:")
+            .filter(|node| !node.is_empty())
+            .ok_or_else(|| PkiError::Certificate {
+                what: what.into(),
+                why: format!("the common name {name:?} is not system:node:NAME"),
+            })?
+            .to_owned();
+        let key = KeyPair::from_pem(&self.ca_key).map_err(bad("key of the certificate authority"))?;
+        let issuer = Issuer::from_ca_cert_pem(&self.ca, key)
+            .map_err(bad("certificate of the certificate authority"))?;
+        request.params = leaf(Vec::new(), &name, Some("system:nodes"))?;
+        request.params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        let certificate = request.signed_by(&issuer).map_err(bad(what))?.pem();
+        Ok(SignedNode { node, certificate })
+    }
+
     /// TLS settings: HTTP/2 and HTTP/1.1, client certificates asked for but not required.
     ///
     /// # Errors
@@ -201,6 +231,48 @@ impl Pki {
             key = encode(&self.admin.key),
         )
     }
+}
+
+/// A node's new certificate.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SignedNode {
+    /// Name of the node.
+    pub node: String,
+    /// PEM.
+    pub certificate: String,
+}
+
+/// A new key and a request for a node's certificate, both PEM.
+///
+/// # Errors
+/// When no key can be made.
+pub fn node_request(node: &str) -> Result<(String, String), PkiError> {
+    let what = "certificate request";
+    let key = KeyPair::generate().map_err(bad(what))?;
+    let request = request(&key, &format!("system:node:{node}"), "system:nodes")?;
+    Ok((key.serialize_pem(), request))
+}
+
+/// A request with a name and nothing else: the rest is for who signs to say.
+fn request(key: &KeyPair, common_name: &str, organization: &str) -> Result<String, PkiError> {
+    let what = "certificate request";
+    let mut params = CertificateParams::new(Vec::new()).map_err(bad(what))?;
+    params.distinguished_name = subject(common_name, Some(organization));
+    let request = params.serialize_request(key).map_err(bad(what))?;
+    request.pem().map_err(bad(what))
+}
+
+/// What an authority's certificate (PEM) is known by: the SHA-256 of its public key, as kubeadm writes it.
+///
+/// # Errors
+/// When it is no certificate.
+pub fn key_hash(ca: &str) -> Result<String, PkiError> {
+    let der = certificate(ca, "certificate of the authority")?;
+    let (_, parsed) =
+        x509_parser::parse_x509_certificate(&der).map_err(bad("certificate of the authority"))?;
+    let digest = ring::digest::digest(&ring::digest::SHA256, parsed.public_key().raw);
+    let hex: String = digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
+    Ok(format!("sha256:{hex}"))
 }
 
 /// Who a client says it is, by its certificate.
@@ -340,8 +412,7 @@ fn validity(params: &mut CertificateParams, years: i16) {
 
 fn new_ca() -> Result<Pair, PkiError> {
     let mut params = CertificateParams::new(Vec::new()).map_err(bad("certificate authority"))?;
-    params.distinguished_name = rcgen::DistinguishedName::new();
-    params.distinguished_name.push(DnType::CommonName, "kubernetes");
+    params.distinguished_name = subject("kubernetes", None);
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![
         KeyUsagePurpose::KeyCertSign,
@@ -357,6 +428,15 @@ fn new_ca() -> Result<Pair, PkiError> {
     })
 }
 
+fn subject(common_name: &str, organization: Option<&str>) -> DistinguishedName {
+    let mut name = DistinguishedName::new();
+    name.push(DnType::CommonName, common_name);
+    if let Some(organization) = organization {
+        name.push(DnType::OrganizationName, organization);
+    }
+    name
+}
+
 fn leaf(
     names: Vec<String>,
     common_name: &str,
@@ -364,13 +444,7 @@ fn leaf(
 ) -> Result<CertificateParams, PkiError> {
     let list = names.join(", ");
     let mut params = CertificateParams::new(names).map_err(bad(format!("certificate for {list}")))?;
-    params.distinguished_name = rcgen::DistinguishedName::new();
-    params.distinguished_name.push(DnType::CommonName, common_name);
-    if let Some(organization) = organization {
-        params
-            .distinguished_name
-            .push(DnType::OrganizationName, organization);
-    }
+    params.distinguished_name = subject(common_name, organization);
     params.use_authority_key_identifier_extension = true;
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
     validity(&mut params, LEAF_YEARS);
@@ -476,5 +550,28 @@ mod tests {
         fs::remove_file(dir.path().join("ca.key")).unwrap();
         let error = Pki::ensure(dir.path(), &[]).unwrap_err().to_string();
         assert!(error.contains("ca.key"), "{error}");
+    }
+
+    #[test]
+    fn nodes_get_certificates_of_their_own() {
+        let dir = tempfile::tempdir().unwrap();
+        let pki = Pki::ensure(dir.path(), &[]).unwrap();
+        let (_, asked) = node_request("n1").unwrap();
+        let signed = pki.sign_node(&asked).unwrap();
+        assert_eq!(signed.node, "n1");
+        let der = certificate(&signed.certificate, "new").unwrap();
+        let identity = Identity::from_der(&der).unwrap();
+        assert_eq!(
+            (identity.user.as_str(), identity.groups),
+            ("system:node:n1", vec!["system:nodes".to_owned()])
+        );
+        // nobody becomes an administrator that way
+        let key = KeyPair::generate().unwrap();
+        let asked = request(&key, "kubernetes-admin", "system:masters").unwrap();
+        let error = pki.sign_node(&asked).unwrap_err().to_string();
+        assert!(error.contains("kubernetes-admin"), "{error}");
+        assert!(pki.sign_node("-----BEGIN X-----").is_err());
+        let hash = key_hash(&pki.ca).unwrap();
+        assert_eq!((hash.len(), &hash[..7]), (71, "sha256:"));
     }
 }

@@ -72,7 +72,7 @@ impl ControlPlane {
         let (api, remover) = Api::new(
             store,
             allocator,
-            Tokens::new(&pki.tokens)?,
+            (Tokens::new(&pki.tokens)?, pki.clone()),
             address.clone(),
             stop.clone(),
         )

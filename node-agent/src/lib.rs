@@ -7,5 +7,37 @@
 pub mod config;
 mod node;
 mod pods;
+pub mod process;
 pub mod run;
 mod runtime;
+
+use std::net::IpAddr;
+use std::path::Path;
+
+use tokio::sync::mpsc;
+
+/// Addresses from which this host reaches the world, at most one per address family.
+#[must_use]
+pub fn own_addresses() -> Vec<IpAddr> {
+    node::addresses(&http::Uri::default())
+}
+
+/// Ends all pods that a node has left in these directories and in this cgroup; the node itself does not run.
+///
+/// # Errors
+/// When something of a pod cannot be removed.
+pub async fn remove_pods(pod_dir: &Path, log_dir: &Path, cgroup_root: &Path) -> anyhow::Result<()> {
+    let settings = runtime::Settings {
+        root: pod_dir.to_owned(),
+        log_dir: log_dir.to_owned(),
+        cgroup: run::pods_cgroup(cgroup_root),
+        ..runtime::Settings::default()
+    };
+    let (changed, _nobody_listens) = mpsc::unbounded_channel();
+    let runtime = runtime::ProcessRuntime::open(settings, changed)?;
+    for pod in runtime.pods() {
+        runtime.remove(&pod.uid).await?;
+    }
+    runtime.close()?;
+    Ok(())
+}

@@ -53,11 +53,14 @@ pub(crate) fn addresses(api: &http::Uri) -> Vec<IpAddr> {
         socket.connect(to).ok()?;
         Some(socket.local_addr().ok()?.ip()).filter(|ip| !ip.is_unspecified() && !ip.is_loopback())
     };
-    let host = api.host().unwrap_or_default();
     let port = api.port_u16().unwrap_or(443);
+    let api = api
+        .host()
+        .map(|host| format!("{host}:{port}"))
+        .unwrap_or_default();
     let mut found = Vec::new();
     // Addresses for documentation: nobody has them, so the default route is taken.
-    for to in [&format!("{host}:{port}"), "192.0.2.1:9", "[2001:db8::1]:9"] {
+    for to in [api.as_str(), "192.0.2.1:9", "[2001:db8::1]:9"] {
         if let Some(ip) = from(to)
             && !found.iter().any(|known: &IpAddr| known.is_ipv4() == ip.is_ipv4())
         {

@@ -1,6 +1,6 @@
 //! Brings the node up.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
@@ -38,7 +38,7 @@ pub async fn run(args: NodeArgs, shared: Shared) -> Result<()> {
         root: args.pod_dir.clone(),
         log_dir: args.pod_log_dir.clone(),
         image_dir: args.image_dir.clone(),
-        cgroup: shared.cgroup_root.join("beeline-pods"),
+        cgroup: pods_cgroup(&shared.cgroup_root),
         netns_prefix: args.netns_prefix.clone(),
         cni_socket: shared.cni_socket.clone(),
     };
@@ -66,6 +66,11 @@ pub async fn run(args: NodeArgs, shared: Shared) -> Result<()> {
     let keeper = node::keep(client, facts, move || runtime.network_ready());
     tokio::join!(keeper, pods::run(context, pods, changes));
     anyhow::bail!("the watch of pods has ended")
+}
+
+/// The cgroup that those of the pods are in.
+pub(crate) fn pods_cgroup(root: &Path) -> PathBuf {
+    root.join("beeline-pods")
 }
 
 async fn client_config(kubeconfig: &Path) -> Result<kube::Config> {

@@ -21,6 +21,7 @@ mod reviews;
 mod roles;
 mod route;
 mod scale;
+mod signing;
 mod tokens;
 mod watch;
 mod write;
@@ -39,7 +40,7 @@ pub use connection::serve;
 pub use tokens::Tokens;
 
 use crate::error::{ApiError, Cause};
-use crate::pki::Identity;
+use crate::pki::{Identity, Pki};
 use crate::resource::{Allocator, ResourceInfo};
 use crate::store::{Store, StoreError};
 use crate::{discovery, openapi};
@@ -58,6 +59,8 @@ pub struct Api {
     doomed: mpsc::UnboundedSender<String>,
     /// Signs and reads service account tokens.
     tokens: Tokens,
+    /// Signs certificates of nodes.
+    pki: Pki,
     /// Ends watches, so that connections can end.
     shutdown: CancellationToken,
     /// Host and port under which clients reach the API.
@@ -93,7 +96,7 @@ impl Api {
     pub async fn new(
         store: Arc<dyn Store>,
         allocator: Allocator,
-        tokens: Tokens,
+        (tokens, pki): (Tokens, Pki),
         address: String,
         shutdown: CancellationToken,
     ) -> Result<(Arc<Self>, NamespaceRemover), StoreError> {
@@ -103,6 +106,7 @@ impl Api {
             allocator: Mutex::new(allocator),
             doomed,
             tokens,
+            pki,
             shutdown,
             address,
         };

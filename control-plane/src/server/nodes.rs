@@ -53,6 +53,8 @@ impl Api {
             ("", "serviceaccounts/token") if verb == "create" => {
                 self.is_used_on(node, namespace, "serviceaccounts", name).await?
             }
+            // Its own certificate again.
+            ("certificates.k8s.io", "certificatesigningrequests") => verb == "create",
             ("authentication.k8s.io", "tokenreviews") | ("authorization.k8s.io", "subjectaccessreviews") => {
                 verb == "create"
             }

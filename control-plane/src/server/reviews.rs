@@ -1,4 +1,4 @@
-//! Questions about users: who is this, and may they do that.
+//! Questions that are answered at once and not stored: who is this user, may they do that, sign this.
 
 use bytes::Bytes;
 use http::{Method, Response};
@@ -17,21 +17,24 @@ pub(super) enum Review {
     Access,
     Token,
     SelfUser,
+    Signing,
 }
 
 impl Review {
-    pub(super) const ALL: [Self; 5] = [
+    pub(super) const ALL: [Self; 6] = [
         Self::SelfAccess,
         Self::SelfRules,
         Self::Access,
         Self::Token,
         Self::SelfUser,
+        Self::Signing,
     ];
 
     pub(super) fn group(self) -> &'static str {
         match self {
             Self::SelfAccess | Self::SelfRules | Self::Access => "authorization.k8s.io",
             Self::Token | Self::SelfUser => "authentication.k8s.io",
+            Self::Signing => "certificates.k8s.io",
         }
     }
 
@@ -42,6 +45,7 @@ impl Review {
             Self::Access => "SubjectAccessReview",
             Self::Token => "TokenReview",
             Self::SelfUser => "SelfSubjectReview",
+            Self::Signing => "CertificateSigningRequest",
         }
     }
 
@@ -52,6 +56,7 @@ impl Review {
             Self::Access => "subjectaccessreviews",
             Self::Token => "tokenreviews",
             Self::SelfUser => "selfsubjectreviews",
+            Self::Signing => "certificatesigningrequests",
         }
     }
 }
@@ -145,6 +150,7 @@ impl Api {
             }
             Review::Token => self.token_review(&spec).await?,
             Review::SelfUser => json!({"userInfo": user_info(user)}),
+            Review::Signing => self.sign(user, &spec)?,
         };
         let mut answer = json!({
             "kind": review.kind(), "apiVersion": format!("{}/v1", review.group()), "metadata": {}, "status": status,

@@ -174,6 +174,14 @@ pub(super) fn cluster_roles() -> Vec<(&'static str, Vec<Value>)> {
             vec![get(&["/healthz", "/livez", "/readyz", "/version", "/version/"])],
         ),
         ("system:node-proxier", proxier()),
+        (
+            "system:node-bootstrapper",
+            vec![rule(
+                "certificates.k8s.io",
+                &["certificatesigningrequests"],
+                &["create", "get", "list", "watch"],
+            )],
+        ),
     ]
 }
 
@@ -255,7 +263,7 @@ mod tests {
         for (name, rules) in cluster_roles() {
             for rule in rules {
                 let group = rule["apiGroups"][0].as_str().unwrap_or("*");
-                if group == "*" || group.starts_with("auth") {
+                if group == "*" || group.starts_with("auth") || group.starts_with("cert") {
                     continue;
                 }
                 for resource in rule["resources"].as_array().unwrap() {

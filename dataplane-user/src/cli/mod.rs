@@ -20,7 +20,7 @@ use crate::config::{
     AgentArgs, AgentConfig, LogControl, LogWish, STATE_DIR, Unusable, flag_values, log_filter,
 };
 use crate::overlay::handover::{self, Places};
-use crate::{agent, kernel, takeover};
+use crate::{agent, cluster, kernel, takeover};
 
 /// Exit code for a command line or a configuration that cannot be used (EX_USAGE of sysexits.h).
 const USAGE: u8 = 64;
@@ -64,6 +64,14 @@ enum Command {
     ControlPlane(Box<beeline_control_plane::config::Config>),
     /// Run a node of a cluster: its agent, and its pods
     Node(Box<node::NodeCommand>),
+    /// Start a cluster: this machine becomes its control plane and first node
+    Init(Box<cluster::InitArgs>),
+    /// Make this machine a node of a cluster
+    Join(Box<cluster::JoinArgs>),
+    /// Tokens with which nodes join
+    Token(Box<cluster::TokenCommand>),
+    /// Undo init or join on this machine
+    Reset(Box<cluster::ResetArgs>),
     /// Services as the kernel has them
     #[command(subcommand)]
     Service(ListCommand),
@@ -242,6 +250,20 @@ fn run(command: Command, log: &LogArgs, flags: BTreeMap<String, String>) -> anyh
             show::print(&args.output_of(&status, |_| show::status(&status))?)
         }
         Command::Cleanup(args) => clean_up(&args),
+        Command::Init(args) => show::print(&single_thread()?.block_on(cluster::init(*args))?),
+        Command::Join(args) => show::print(&single_thread()?.block_on(cluster::join(*args))?),
+        Command::Token(command) => show::print(&single_thread()?.block_on(cluster::token(*command))?),
+        Command::Reset(args) => {
+            let traces = CleanupArgs {
+                bpffs_root: args.bpffs_root(),
+                cgroup_root: None,
+                state_dir: args.state_dir(),
+                pods: args.pods(),
+                hand_back: false,
+                timeout: 0,
+            };
+            show::print(&cluster::reset(&args, || clean_up(&traces))?)
+        }
         Command::Version => show::print(&format!("beeline {}\n", env!("CARGO_PKG_VERSION"))),
     }
 }

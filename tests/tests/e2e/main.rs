@@ -16,6 +16,7 @@ mod flannel;
 mod harness;
 mod health_check;
 mod hooks;
+mod init;
 mod isolation;
 mod kube_proxy;
 mod manifests;

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
@@ -13,7 +14,7 @@ use serde_json::{Value, json};
 const NET_CONF: &str = r#"{"Network": "10.244.0.0/16", "Backend": {"Type": "vxlan"}}"#;
 
 /// Flags with which a `beeline node` keeps all that it has in its node's directories.
-pub(crate) fn flags(node: &Node) -> Vec<String> {
+fn flags(node: &Node) -> Vec<String> {
     let path = |name: &str| node.state().join(name).display().to_string();
     let netns = format!("{}-", node.host().netns().name());
     [
@@ -35,9 +36,13 @@ pub(crate) fn flags(node: &Node) -> Vec<String> {
 }
 
 /// Puts an executable where a node looks for what stands for an image: it answers with its pod's name and the image.
-pub(crate) fn install_image(node: &Node, name: &str) {
-    let dir = node.state().join("images");
-    fs::create_dir_all(&dir).unwrap();
+fn install_image(node: &Node, name: &str) {
+    install_image_in(&node.state().join("images"), name);
+}
+
+/// Puts such an executable into a directory.
+pub(crate) fn install_image_in(dir: &Path, name: &str) {
+    fs::create_dir_all(dir).unwrap();
     let echo = program("beeline-echo").unwrap();
     let script = format!(
         "#!/bin/sh\nexec {} --name \"$HOSTNAME $BEELINE_IMAGE $MYSQL_SERVICE_HOST:$MYSQL_SERVICE_PORT\" --port 8080\n",
@@ -65,7 +70,7 @@ fn start(plane: &ControlPlane, node: &Node) -> Process {
 }
 
 /// An object of the API.
-pub(crate) fn get(plane: &ControlPlane, args: &[&str]) -> Value {
+fn get(plane: &ControlPlane, args: &[&str]) -> Value {
     let text = plane
         .kubectl(&[&["get", "-o", "json", "--ignore-not-found"], args].concat())
         .unwrap();
@@ -80,7 +85,7 @@ fn condition<'a>(object: &'a Value, kind: &str) -> &'a Value {
         .map_or(&Value::Null, |condition| &condition["status"])
 }
 
-pub(crate) fn wait_node_ready(plane: &ControlPlane, node: &Node, process: &mut Process) {
+fn wait_node_ready(plane: &ControlPlane, node: &Node, process: &mut Process) {
     wait_for(
         &format!("{} to be ready", node.name()),
         Duration::from_secs(30),
@@ -106,7 +111,7 @@ fn wait_pod(plane: &ControlPlane, name: &str, what: &str, wanted: impl Fn(&Value
 }
 
 /// The pods of an app that are ready and stay.
-pub(crate) fn ready_pods(plane: &ControlPlane, app: &str) -> Vec<Value> {
+fn ready_pods(plane: &ControlPlane, app: &str) -> Vec<Value> {
     let list = get(plane, &["pods", "-l", &format!("app={app}")]);
     let pods = list["items"].as_array().cloned().unwrap_or_default();
     pods.into_iter()

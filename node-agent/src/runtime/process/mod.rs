@@ -22,7 +22,8 @@ use tokio::sync::{mpsc, watch};
 use tracing::{debug, warn};
 
 use super::{Container, ContainerSpec, Failure, MIN_GRACE, PodRef, Sandbox, SandboxSpec, State};
-use store::{Process, Record};
+use crate::process::Process;
+use store::Record;
 
 /// Name of the CNI network in requests to the agent.
 const NETWORK: &str = "beeline";
@@ -33,7 +34,7 @@ const ADOPTED: Duration = Duration::from_millis(500);
 const KILL: Duration = Duration::from_secs(10);
 
 /// Where things are.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Settings {
     /// What is known of pods, a directory for each.
     pub(crate) root: PathBuf,
@@ -412,6 +413,11 @@ impl ProcessRuntime {
         Ok(())
     }
 
+    /// Removes what all pods share.
+    pub(crate) fn close(&self) -> io::Result<()> {
+        cgroup::remove(&self.settings.cgroup)
+    }
+
     /// Gives the pod's addresses back. What cannot be told to the agent it finds itself: the device is gone.
     fn detach(&self, uid: &str) {
         let request = Request::Del(Del { key: key(uid) });
@@ -419,7 +425,7 @@ impl ProcessRuntime {
             Ok(Response::Failed(failure)) => warn!(uid, %failure, "the pod's network"),
             Ok(_) => {}
             Err(error) => {
-                warn!(uid, %error, "the agent was not told that a pod is gone; it sees it at its next start");
+                debug!(uid, %error, "the agent was not told that a pod is gone; it sees it at its next start");
             }
         }
     }

@@ -5,51 +5,13 @@ use std::io::{self, Write as _};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 use tracing::warn;
 
 use super::super::{Container, PodRef, State};
+use crate::process::Process;
 
 const FILE: &str = "pod.json";
-
-/// A process, told from others that get its number later.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Process {
-    pub(super) pid: u32,
-    /// Clock ticks after boot, field 22 of proc_pid_stat(5).
-    pub(super) start: String,
-}
-
-impl Process {
-    /// The process that has this number now.
-    pub(super) fn of(pid: u32) -> Option<Self> {
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        let (_, after_name) = stat.rsplit_once(") ")?;
-        let mut fields = after_name.split(' ');
-        if fields.next() == Some("Z") {
-            return None;
-        }
-        Some(Self {
-            pid,
-            start: fields.nth(18)?.to_owned(),
-        })
-    }
-
-    pub(super) fn runs(&self) -> bool {
-        Self::of(self.pid).is_some_and(|now| now.start == self.start)
-    }
-
-    pub(super) fn signal(&self, signal: Signal) {
-        if self.runs()
-            && let Ok(pid) = i32::try_from(self.pid)
-        {
-            // It may have ended meanwhile.
-            let _gone = kill(Pid::from_raw(pid), signal);
-        }
-    }
-}
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 struct Entry {
@@ -182,17 +144,5 @@ mod tests {
             (loaded[1].pod.uid.as_str(), loaded[1].containers().len()),
             ("u2", 0)
         );
-    }
-
-    #[test]
-    fn processes_are_told_apart() {
-        let me = Process::of(std::process::id()).unwrap();
-        assert!(me.runs());
-        let other = Process {
-            start: "1".into(),
-            ..me
-        };
-        assert!(!other.runs());
-        assert_eq!(Process::of(u32::MAX), None);
     }
 }
