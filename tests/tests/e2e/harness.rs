@@ -1,6 +1,8 @@
 //! The harness itself: what every other test relies on.
 
+use std::fs;
 use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
 
 use beeline_tests::client::{Mode, Question};
 use beeline_tests::cluster::ECHO_PORT;
@@ -92,4 +94,18 @@ fn a_node_can_be_cut_off_without_a_word() {
     };
     let target = SocketAddr::new(pod.v4().into(), ECHO_PORT);
     assert_eq!(Load::ask(outside.place(), target, big, 4).unwrap().ok, 4);
+}
+
+#[test]
+fn the_page_about_behaviour_names_tests_that_there_are() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let page = fs::read_to_string(root.join("../docs/service-behaviour.md")).unwrap();
+    let mut named = 0;
+    for (module, name) in page.split('`').filter_map(|word| word.split_once("::")) {
+        let source = fs::read_to_string(root.join(format!("tests/e2e/{module}.rs"))).unwrap();
+        let there = name == "*" || source.contains(&format!("#[test]\nfn {name}() {{"));
+        assert!(there, "{module}::{name}");
+        named += 1;
+    }
+    assert!(named > 60, "{named}");
 }

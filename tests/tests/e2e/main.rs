@@ -8,6 +8,7 @@ mod api;
 mod bad_objects;
 mod capacity;
 mod cleanup;
+mod config;
 mod containerd;
 mod cri;
 mod demo;
