@@ -91,6 +91,18 @@ impl Events {
         );
     }
 
+    /// Packets do not get to another node.
+    pub fn path_failed(&self, note: &str) {
+        let node = self.node.clone();
+        self.say(EventType::Warning, "PathFailed", "ProbePath", note, node);
+    }
+
+    /// They do again.
+    pub fn path_works(&self, note: &str) {
+        let node = self.node.clone();
+        self.say(EventType::Normal, "PathWorks", "ProbePath", note, node);
+    }
+
     /// The health check port of a Service cannot be listened on.
     pub fn health_check_failed(&self, namespace: &str, name: &str, note: &str) {
         let service = ObjectReference {

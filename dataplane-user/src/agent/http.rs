@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use axum::Router;
@@ -24,6 +24,7 @@ use super::state::Shared;
 use super::view::{Services, Status};
 use super::zpages::ZPages;
 use crate::config::LogControl;
+use crate::overlay::view::Reader;
 use crate::serve;
 
 /// Pause before a bind is tried again, kube-proxy's.
@@ -58,6 +59,8 @@ pub struct Context {
     pub slis: Arc<Slis>,
     /// To the loop.
     pub requests: mpsc::Sender<Request>,
+    /// The pod network, once it runs.
+    pub nodes: Arc<OnceLock<Reader>>,
 }
 
 fn health(context: &Context, with_node: bool) -> Response {
@@ -235,7 +238,17 @@ where
 pub fn admin_router(context: Context) -> Router {
     let services = |State(context): State<Context>| async move { ask(&context, Request::Services).await };
     let status = |State(context): State<Context>| async move { ask(&context, Request::Status).await };
+    let nodes = |State(context): State<Context>| async move {
+        match context.nodes.get() {
+            Some(reader) => axum::Json(reader.read()).into_response(),
+            None => {
+                let why = "the pod network is somebody else's business (--net-config-path)";
+                (StatusCode::NOT_FOUND, why).into_response()
+            }
+        }
+    };
     Router::new()
+        .route("/nodes", get(nodes))
         .route("/services", get(services))
         .route("/status", get(status))
         .with_state(context)
@@ -329,6 +342,7 @@ mod tests {
             pages: Arc::new(ZPages::new([("v".into(), "2".into())].into())),
             slis: Arc::default(),
             requests,
+            nodes: Arc::default(),
         }
     }
 

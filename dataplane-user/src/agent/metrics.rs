@@ -146,6 +146,8 @@ pub(super) const BUILD: BuildLabels = BuildLabels {
 #[derive(Debug)]
 pub struct Metrics {
     registry: Registry,
+    /// Of the network between nodes.
+    pub overlay: crate::overlay::metrics::Metrics,
     /// Duration of a sync in seconds, as kube-proxy has it.
     pub sync_duration: FamilyHistogram,
     /// Of those, the ones that looked at everything.
@@ -253,6 +255,7 @@ impl Metrics {
             flow_pressure: Family::default(),
             flows_removed: Family::default(),
             process: Process::default(),
+            overlay: crate::overlay::metrics::Metrics::default(),
             registry: Registry::default(),
         };
         let mut add =
@@ -492,6 +495,7 @@ impl Metrics {
             drop(metrics.healthz.get_or_create(&CodeLabel { code }));
             drop(metrics.livez.get_or_create(&CodeLabel { code }));
         }
+        metrics.overlay.register(&mut registry);
         Self { registry, ..metrics }
     }
 }

@@ -154,7 +154,9 @@ pub async fn run(config: AgentConfig) -> anyhow::Result<()> {
         pages: Arc::new(zpages::ZPages::new(config.flags.clone())),
         slis: Arc::default(),
         requests,
+        nodes: Arc::default(),
     };
+    let nodes = Arc::clone(&context.nodes);
     let socket = config.state_dir.join(SOCKET);
     let listener = http::bind_socket(&socket).with_context(|| format!("listen on {}", socket.display()))?;
     let admin = http::admin_router(context.clone());
@@ -267,14 +269,20 @@ pub async fn run(config: AgentConfig) -> anyhow::Result<()> {
     let _network = match (&config.network, &client) {
         (Some(network), Some(client)) => {
             let tables = (kernel.masquerade_table()?, kernel.pod_table()?);
+            let reports = overlay::run::Reports {
+                events: events.clone(),
+                shared: Arc::clone(&shared),
+            };
             let started = overlay::run::start(
                 network.clone(),
                 client.clone(),
                 tables,
                 new_devices,
+                reports,
                 fatal.clone(),
             );
             let started = started.context("start the pod network")?;
+            let _once = nodes.set(started.nodes.clone());
             tokio::spawn(cni::hostports::follow(
                 Arc::clone(&started.service),
                 updates.clone(),

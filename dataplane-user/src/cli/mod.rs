@@ -62,7 +62,7 @@ enum Command {
     Agent(Box<AgentArgs>),
     /// Run a small Kubernetes API for machines without one
     ControlPlane(Box<beeline_control_plane::config::Config>),
-    /// Run a node of a cluster: its agent, and its pods
+    /// Run a node of a cluster: its agent, and its pods; or list nodes
     Node(Box<node::NodeCommand>),
     /// Start a cluster: this machine becomes its control plane and first node
     Init(Box<cluster::InitArgs>),

@@ -4,20 +4,36 @@ use std::collections::BTreeMap;
 
 use anyhow::Context as _;
 use beeline_node::config::{NodeArgs, Shared};
-use clap::Args;
+use clap::{Args, Subcommand};
 use tokio::sync::oneshot;
 
-use super::{LogArgs, agent_config, single_thread};
-use crate::config::{AgentArgs, AgentConfig, SourceConfig, Unusable};
+use super::{LogArgs, ShowArgs, agent_config, client, show, single_thread, start_log};
+use crate::config::{AgentArgs, AgentConfig, LogWish, SourceConfig, Unusable};
+use crate::overlay::view::Nodes;
 use crate::{agent, kernel};
 
-/// Flags of `beeline node`.
+/// `beeline node` with its flags, or `beeline node list`.
 #[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub(super) struct NodeCommand {
+    #[command(subcommand)]
+    command: Option<NodeSubcommand>,
     #[command(flatten)]
     node: NodeArgs,
     #[command(flatten)]
     agent: AgentArgs,
+}
+
+#[derive(Debug, Subcommand)]
+enum NodeSubcommand {
+    /// List the nodes of the pod network, and whether packets get there
+    List(ShowArgs),
+}
+
+/// What `beeline node list` prints.
+fn list(args: &ShowArgs) -> anyhow::Result<()> {
+    let nodes: Nodes = single_thread()?.block_on(client::get(&args.state_dir, "/nodes"))?;
+    show::print(&args.output_of(&nodes, |_| show::nodes(&nodes))?)
 }
 
 /// Runs both until one of them ends. Pods go on.
@@ -26,6 +42,10 @@ pub(super) fn run(
     log: &LogArgs,
     flags: BTreeMap<String, String>,
 ) -> anyhow::Result<()> {
+    if let Some(NodeSubcommand::List(args)) = &command.command {
+        start_log(log, LogWish::default())?;
+        return list(args);
+    }
     let mut config = agent_config(command.agent, log, flags)?;
     let shared = shared(&mut config)?;
     let args = command.node;

@@ -7,6 +7,7 @@ use std::io::Write as _;
 use serde::Serialize;
 
 use crate::agent::view::{BackendView, FrontendView, ServiceView, Services, Status};
+use crate::overlay::view::Nodes;
 
 /// Writes to standard output; that the reader has gone away (`| head`) is no error.
 pub(super) fn print(text: &str) -> anyhow::Result<()> {
@@ -99,6 +100,38 @@ fn state(backend: &BackendView) -> String {
 
 const fn node(backend: &BackendView) -> &'static str {
     if backend.local { "this" } else { "other" }
+}
+
+/// One line for each family of a node.
+pub(super) fn nodes(nodes: &Nodes) -> String {
+    let header = ["NAME", "PODCIDR", "ADDRESS", "VIA", "PATH", "RTT", "PROBLEM"];
+    let mut rows = vec![header.map(String::from).to_vec()];
+    for node in &nodes.nodes {
+        let or_dash = |text: &str| {
+            if text.is_empty() {
+                "-".to_owned()
+            } else {
+                text.to_owned()
+            }
+        };
+        rows.push(vec![
+            node.name.clone(),
+            or_dash(&node.pod_cidr),
+            or_dash(&node.address),
+            or_dash(&node.via),
+            or_dash(&node.path),
+            node.rtt_us.map_or_else(
+                || "-".into(),
+                |rtt| format!("{}.{} ms", rtt / 1000, rtt / 100 % 10),
+            ),
+            node.problem.clone().unwrap_or_default(),
+        ]);
+    }
+    let mut text = table(&rows);
+    if let Some(failure) = &nodes.failure {
+        text += &format!("the pod network of this node does not work: {failure}\n");
+    }
+    text
 }
 
 /// In the spirit of `ipvsadm -ln`.

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use beeline_cni::mac::Mac;
@@ -20,6 +21,7 @@ use super::diff::Changes;
 use super::flannel::{self, Announcement, Local, Peer, Prefix};
 use super::netconf::{Backend, NetConf};
 use super::netlink::Netlink;
+use super::path::Way;
 use super::plan::{self, Here};
 use super::snapshot::Snapshot;
 use super::uplink::{self, Uplink, Wish};
@@ -111,6 +113,8 @@ pub struct View {
     pub problems: BTreeMap<String, String>,
     /// Changes that were made to the kernel since the start.
     pub changes: u64,
+    /// How other nodes are reached.
+    pub ways: Arc<Vec<Way>>,
 }
 
 /// The loop and what it knows.
@@ -361,6 +365,10 @@ impl Engine {
         view.uplink.clone_from(&here.uplink.name);
         view.peers = self.peers.len();
         view.problems = problems;
+        let ways = plan::ways(&self.peers, &here, &desired);
+        if *view.ways != ways {
+            view.ways = Arc::new(ways);
+        }
         view.changes = view
             .changes
             .saturating_add(u64::try_from(made).unwrap_or(u64::MAX));

@@ -2,6 +2,7 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use beeline_cni::protocol::{DEFAULT_SOCKET, DEFAULT_STATE_DIR};
 use clap::Args;
@@ -51,6 +52,9 @@ pub struct NetworkArgs {
     #[arg(long, value_name = "BOOL", num_args = 0..=1, default_value_t = true, default_missing_value = "true",
           require_equals = true, action = clap::ArgAction::Set)]
     pod_shortcut: bool,
+    /// How often the way to each other node is looked at, in seconds; 0: never
+    #[arg(long, value_name = "SECONDS", default_value_t = 30)]
+    path_probe_interval: u32,
     /// Socket of the CNI plugin
     #[arg(long, default_value = DEFAULT_SOCKET)]
     cni_socket: PathBuf,
@@ -76,6 +80,8 @@ pub struct NetworkConfig {
     pub socket: PathBuf,
     /// The runtime's network configuration, if it is to be written.
     pub cni_conf: Option<cni::install::Conf>,
+    /// How often the way to each other node is looked at; `None`: never.
+    pub probe_period: Option<Duration>,
     /// Networks that pods reach with their own address, besides the pods'.
     pub non_masquerade_cidrs: Vec<IpNet>,
     /// Whether packets between pods go past the node's routing and netfilter.
@@ -130,6 +136,8 @@ impl NetworkArgs {
                 socket: self.cni_socket.clone(),
                 state_dir: self.cni_state_dir.clone(),
             }),
+            probe_period: (self.path_probe_interval > 0)
+                .then(|| Duration::from_secs(self.path_probe_interval.into())),
             non_masquerade_cidrs: self.non_masquerade_cidrs.clone(),
             pod_shortcut: self.pod_shortcut,
         }))

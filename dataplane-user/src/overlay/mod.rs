@@ -10,15 +10,18 @@ pub mod engine;
 pub mod flags;
 pub mod flannel;
 pub mod handover;
+pub mod metrics;
 pub mod netconf;
 pub mod netlink;
 pub mod nodes;
+pub mod path;
 pub mod plan;
 pub mod run;
 mod show;
 pub mod snapshot;
 pub(crate) mod sysctl;
 pub mod uplink;
+pub mod view;
 
 pub use engine::{Engine, Settings, View};
 pub use netconf::NetConf;

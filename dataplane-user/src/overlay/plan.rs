@@ -8,6 +8,7 @@ use ipnet::IpNet;
 
 use super::flannel::Peer;
 use super::netconf::{Backend, NetConf, Vxlan};
+use super::path::{self, Way};
 use super::snapshot::{Snapshot, VxlanParams};
 use super::uplink::{self, Uplink};
 
@@ -224,6 +225,70 @@ fn add(
     }
     taken.subnets.insert(subnet, name.to_owned());
     Ok(())
+}
+
+/// How each family of each node is reached.
+#[must_use]
+pub fn ways(peers: &BTreeMap<String, Peer>, here: &Here, desired: &Desired) -> Vec<Way> {
+    let mut ways = Vec::new();
+    for (node, peer) in peers {
+        let v4 = peer
+            .v4
+            .map(|lease| (IpNet::V4(lease.subnet), IpAddr::V4(lease.public)));
+        let v6 = peer
+            .v6
+            .map(|lease| (IpNet::V6(lease.subnet), IpAddr::V6(lease.public)));
+        for (subnet, public) in v4.into_iter().chain(v6) {
+            let is_v4 = subnet.addr().is_ipv4();
+            let uplink = &here.uplink;
+            let public_source = if is_v4 {
+                uplink.v4.map(IpAddr::V4)
+            } else {
+                uplink.v6.map(IpAddr::V6)
+            };
+            let device = desired
+                .devices
+                .iter()
+                .find(|device| device.address.addr().is_ipv4() == is_v4);
+            let (Some(public_source), tunnel) = (public_source, desired.tunnels.get(&subnet).zip(device))
+            else {
+                continue;
+            };
+            let way = match tunnel {
+                Some((tunnel, device)) => Way {
+                    node: node.clone(),
+                    subnet,
+                    target: subnet.network(),
+                    source: device.address.addr(),
+                    public,
+                    public_source,
+                    tunnel: Some(path::Tunnel {
+                        vni: device.params.vni,
+                        port: device.params.port,
+                        own: device.mac,
+                        peer: tunnel.vtep,
+                    }),
+                    mtu: device.mtu,
+                    device: device.name.clone(),
+                },
+                // what a peer's pods and bridge have for addresses is not known: its own is at the end of the same link
+                None if desired.direct.contains_key(&subnet) => Way {
+                    node: node.clone(),
+                    subnet,
+                    target: public,
+                    source: public_source,
+                    public,
+                    public_source,
+                    tunnel: None,
+                    mtu: uplink.mtu,
+                    device: uplink.name.clone(),
+                },
+                None => continue,
+            };
+            ways.push(way);
+        }
+    }
+    ways
 }
 
 fn overlap(a: IpNet, b: IpNet) -> bool {

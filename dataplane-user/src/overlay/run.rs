@@ -12,7 +12,10 @@ use tracing::{info, warn};
 
 use super::engine::{Engine, View};
 use super::flags::NetworkConfig;
-use super::nodes;
+use super::path::{self, Cause, Path, Paths};
+use super::{nodes, view};
+use crate::agent::events::Events;
+use crate::agent::state::Shared;
 use crate::cni;
 use crate::devices::Handle;
 use crate::kernel::{MasqueradeTable, PodTable};
@@ -30,7 +33,45 @@ pub struct Network {
     pub view: watch::Receiver<View>,
     /// What is attached.
     pub service: Arc<cni::Service>,
+    /// What `beeline node list` shows.
+    pub nodes: view::Reader,
     _server: cni::Server,
+}
+
+/// Where it is told of.
+#[derive(Clone, Debug)]
+pub struct Reports {
+    /// Events of the Node.
+    pub events: Events,
+    /// Metrics.
+    pub shared: Arc<Shared>,
+}
+
+/// Tells of ways to other nodes.
+struct Watcher {
+    reports: Reports,
+    paths: Arc<Paths>,
+}
+
+impl path::Observer for Watcher {
+    fn looked(&self, found: Result<Duration, Cause>) {
+        self.reports.shared.metrics.overlay.looked(found);
+    }
+
+    fn forgotten(&self) {
+        self.reports.shared.metrics.overlay.failing(&self.paths.all());
+    }
+
+    fn changed(&self, path: &Path) {
+        self.forgotten();
+        let (way, events) = (&path.way, &self.reports.events);
+        let pods = format!("pods of node {} ({})", way.node, way.subnet);
+        match path.problem() {
+            Some(problem) => events.path_failed(&format!("{pods}: {problem}")),
+            None if path.failed_before => events.path_works(&format!("{pods} can be reached again")),
+            None => {}
+        }
+    }
 }
 
 /// Starts it. `fatal`: told when it ends for good.
@@ -43,10 +84,12 @@ pub fn start(
     client: kube::Client,
     (masquerade, pods): (MasqueradeTable, PodTable),
     devices: Handle,
+    reports: Reports,
     fatal: mpsc::Sender<anyhow::Error>,
 ) -> anyhow::Result<Network> {
     let (sender, queue) = mpsc::channel(QUEUE);
     let own = watch::Sender::new(None);
+    let own_name = config.settings.node_name.clone();
     let (node_name, prefix) = (config.settings.node_name.clone(), config.settings.prefix.clone());
     let settings = config.settings;
     let world = World {
@@ -91,6 +134,20 @@ pub fn start(
         own.subscribe(),
     ));
     tokio::spawn(nodes::watch(client, node_name, sender, own));
+    let paths = Arc::new(Paths::default());
+    if let Some(period) = config.probe_period {
+        let watcher = Watcher {
+            reports: reports.clone(),
+            paths: Arc::clone(&paths),
+        };
+        tokio::spawn(path::keep(Arc::clone(&paths), view.clone(), period, watcher));
+    }
+    tokio::spawn(count(reports.shared, view.clone()));
+    let nodes = view::Reader {
+        node_name: own_name,
+        view: view.clone(),
+        paths,
+    };
     let dir = config.cni.state_dir.clone();
     // its work on devices waits for the kernel in a runtime of its own, which this thread cannot have
     let (cni, network) = (config.cni, view.clone());
@@ -109,6 +166,7 @@ pub fn start(
     Ok(Network {
         view,
         service,
+        nodes,
         _server: server,
     })
 }
@@ -173,6 +231,16 @@ async fn keep_forwarding(networks: Vec<IpNet>, mut view: watch::Receiver<View>) 
         }
         let ended = async { while view.changed().await.is_ok() {} };
         if tokio::time::timeout(FORWARDING, ended).await.is_ok() {
+            return;
+        }
+    }
+}
+
+/// Keeps the metrics in step.
+async fn count(shared: Arc<Shared>, mut view: watch::Receiver<View>) {
+    loop {
+        shared.metrics.overlay.follow(&view.borrow_and_update());
+        if view.changed().await.is_err() {
             return;
         }
     }

@@ -35,7 +35,8 @@ impl<'a> Flannel<'a> {
             "link set flannel-v6.1 up".into(),
             format!("address add 10.244.{index}.0/32 dev flannel.1"),
             format!("address add fd00:10:244:{index}::/128 dev flannel-v6.1 nodad"),
-            "link add cni0 mtu 1450 type bridge".into(),
+            // as the plugin does: else each new port might change it
+            format!("link add cni0 address 3e:00:00:00:00:{index:02x} mtu 1450 type bridge"),
             format!("address add 10.244.{index}.1/24 dev cni0"),
             format!("address add fd00:10:244:{index}::1/64 dev cni0 nodad"),
             "link set cni0 up".into(),

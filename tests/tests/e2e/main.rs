@@ -24,6 +24,7 @@ mod manifests;
 mod migration;
 mod node;
 mod node_port;
+mod overlay_path;
 mod pair;
 mod pod_network;
 mod policies;
