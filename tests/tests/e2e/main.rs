@@ -32,6 +32,7 @@ mod ports;
 mod restart;
 mod scene;
 mod services;
+mod short_way;
 mod stale;
 mod takeover;
 mod traffic;

@@ -49,12 +49,13 @@ pub(crate) struct CniPod<'a> {
 
 impl<'a> CniPod<'a> {
     pub(crate) fn new(node: &'a Node, name: &str) -> Self {
-        Self::with_ports(node, name, &json!([]))
+        Self::with(node, name, &json!({}))
     }
 
-    fn with_ports(node: &'a Node, name: &str, ports: &Value) -> Self {
+    /// With what a runtime says of the pod (`runtimeConfig`).
+    pub(crate) fn with(node: &'a Node, name: &str, runtime: &Value) -> Self {
         let netns = NetNs::create(&format!("{}-{name}", node.host().netns().name())).unwrap();
-        let result = plugin(node, "ADD", name, netns.name(), ports);
+        let result = plugin(node, "ADD", name, netns.name(), runtime);
         let address = |i: usize| {
             let cidr = result["ips"][i]["address"].as_str().unwrap();
             cidr.split('/').next().unwrap().to_owned()
@@ -70,7 +71,7 @@ impl<'a> CniPod<'a> {
     }
 
     /// A command in the pod, in the cgroup of its node.
-    fn command(&self, program: &str) -> Command {
+    pub(crate) fn command(&self, program: &str) -> Command {
         let mut command = self.node.host().command("ip").unwrap();
         command.args(["netns", "exec", self.netns.name(), program]);
         command
@@ -102,12 +103,12 @@ impl<'a> CniPod<'a> {
 impl Drop for CniPod<'_> {
     fn drop(&mut self) {
         self.echo = None;
-        plugin(self.node, "DEL", &self.id, self.netns.name(), &json!([]));
+        plugin(self.node, "DEL", &self.id, self.netns.name(), &json!({}));
     }
 }
 
 /// Runs the plugin's binary as a runtime does.
-fn plugin(node: &Node, command: &str, id: &str, netns: &str, ports: &Value) -> Value {
+fn plugin(node: &Node, command: &str, id: &str, netns: &str, runtime: &Value) -> Value {
     let mut child = node
         .host()
         .command(program("beeline-cni").unwrap())
@@ -125,7 +126,7 @@ fn plugin(node: &Node, command: &str, id: &str, netns: &str, ports: &Value) -> V
     let mut conf = plugin_config(node);
     conf["cniVersion"] = "1.0.0".into();
     conf["name"] = "bl".into();
-    conf["runtimeConfig"] = json!({"portMappings": ports});
+    conf["runtimeConfig"] = runtime.clone();
     serde_json::to_writer(child.stdin.take().unwrap(), &conf).unwrap();
     let output = child.wait_with_output().unwrap();
     let said = String::from_utf8(output.stdout).unwrap();
@@ -389,7 +390,7 @@ fn host_ports_lead_to_their_pods() {
         ("public", port(&node_v4, "tcp")),
         ("datagrams", port(&node_v4, "udp")),
     ] {
-        let mut pod = CniPod::with_ports(node, name, &ports);
+        let mut pod = CniPod::with(node, name, &json!({"portMappings": ports}));
         pod.echo();
         pods.push(pod);
     }
@@ -413,10 +414,10 @@ fn host_ports_lead_to_their_pods() {
     })
     .unwrap();
     // any address of the node
-    let mut pod = CniPod::with_ports(
+    let mut pod = CniPod::with(
         node,
         "any",
-        &json!([{"hostPort": 54324, "containerPort": 8080, "protocol": "tcp"}]),
+        &json!({"portMappings": [{"hostPort": 54324, "containerPort": 8080, "protocol": "tcp"}]}),
     );
     pod.echo();
     answers("any", &from_world, &format!("http://{node_v4}:54324/"));
