@@ -48,10 +48,10 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
-    /// Measure: connect, program, memory, packet, churn, restart or all; exit code 1 when a target is missed (needs root)
+    /// Measure: connect, node-port, program, memory, packet, churn, restart or all; exit code 1 when a target is missed (needs root)
     #[command(disable_help_flag = true)]
     Bench {
-        /// connect | program | memory | packet | churn | restart | all, and --json
+        /// connect | node-port | program | memory | packet | churn | restart | all, and --json
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },

@@ -72,7 +72,7 @@ impl Figures {
         if self.json {
             return;
         }
-        println!("{:<58} {:>12} {:<6} {:>12}", "figure", "value", "unit", "target");
+        println!("{:<80} {:>12} {:<6} {:>12}", "figure", "value", "unit", "target");
         for figure in &self.list {
             let target = match figure.target {
                 Target::AtLeast(limit) => format!(">= {limit}"),
@@ -81,7 +81,7 @@ impl Figures {
             };
             let verdict = if figure.ok() { "" } else { "  MISSED" };
             println!(
-                "{:<58} {:>12.3} {:<6} {target:>12}{verdict}",
+                "{:<80} {:>12.3} {:<6} {target:>12}{verdict}",
                 figure.name, figure.value, figure.unit
             );
         }

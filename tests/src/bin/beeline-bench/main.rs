@@ -6,12 +6,14 @@ mod figures;
 mod maps;
 mod memory;
 mod mock_api;
+mod node_port;
 mod nodes;
 mod overlay;
 mod packet;
 mod population;
 mod program;
 mod restart;
+mod rules;
 mod wire;
 
 use std::net::SocketAddr;
@@ -20,6 +22,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 use figures::Figures;
+use wire::Block;
 
 #[derive(Parser)]
 #[command(
@@ -39,6 +42,8 @@ struct Args {
 enum What {
     /// Connect + request + response + close: through a ClusterIP against the same pod by its own address
     Connect(connect::Options),
+    /// From another host through a node port: against the pod by its own address, and against kube-proxy's rules
+    NodePort(node_port::Options),
     /// From objects to maps: all services at once, and one endpoint change
     Program(program::Options),
     /// Resident memory of the agent
@@ -55,13 +60,13 @@ enum What {
     Restart(restart::Options),
     /// All of them
     All,
-    /// The server that `connect` starts in a pod
+    /// The server that benches start in a pod
     #[command(hide = true)]
     Server {
         #[arg(long)]
         port: u16,
     },
-    /// The client that `connect` starts in a pod
+    /// The client that benches start
     #[command(hide = true)]
     Client {
         #[arg(long)]
@@ -70,8 +75,11 @@ enum What {
         service: SocketAddr,
         #[arg(long)]
         pairs: usize,
-        #[arg(long)]
+        #[arg(long, default_value_t = 0)]
         connections: u32,
+        /// Of one connection, instead of many
+        #[arg(long)]
+        megabytes: Option<u32>,
     },
 }
 
@@ -100,10 +108,13 @@ fn run(args: &Args) -> Result<bool> {
             service,
             pairs,
             connections,
+            megabytes,
         } => {
-            return wire::compare(*direct, *service, *pairs, *connections).map(|()| true);
+            let block = megabytes.map_or(Block::Connections(*connections), Block::Megabytes);
+            return wire::compare(*direct, *service, *pairs, block).map(|()| true);
         }
         What::Connect(options) => connect::run(options, &mut figures)?,
+        What::NodePort(options) => node_port::run(options, &mut figures)?,
         What::Program(options) => program::run(options, &mut figures)?,
         What::Memory => memory::run(&mut figures)?,
         What::Packet => packet::run(&mut figures)?,
@@ -113,6 +124,7 @@ fn run(args: &Args) -> Result<bool> {
         What::Restart(options) => restart::run(options, &mut figures)?,
         What::All => {
             connect::run(&connect::Options::default(), &mut figures)?;
+            node_port::run(&node_port::Options::default(), &mut figures)?;
             program::run(&program::Options::default(), &mut figures)?;
             memory::run(&mut figures)?;
             packet::run(&mut figures)?;
