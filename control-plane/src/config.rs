@@ -48,6 +48,19 @@ pub struct Config {
     #[arg(long)]
     pub no_scheduler: bool,
 
+    /// Requests that read, of others than administrators, that are worked on at a time; further ones are told to come again (429).
+    /// 0 is any number
+    #[arg(long, default_value_t = 400)]
+    pub max_requests_inflight: usize,
+
+    /// The same for requests that write
+    #[arg(long, default_value_t = 200)]
+    pub max_mutating_requests_inflight: usize,
+
+    /// File to which a line of audit.k8s.io/v1 JSON is appended for each request, without its content
+    #[arg(long)]
+    pub audit_log_path: Option<PathBuf>,
+
     /// Seconds for which the control plane that runs the controllers may be silent before another one on the same etcd does
     #[arg(long, default_value_t = 15, value_parser = clap::value_parser!(u64).range(1..))]
     pub leader_lease_seconds: u64,
@@ -76,6 +89,9 @@ impl Config {
             kubeconfig: None,
             history_seconds: 300,
             no_scheduler: false,
+            max_requests_inflight: 400,
+            max_mutating_requests_inflight: 200,
+            audit_log_path: None,
             leader_lease_seconds: 15,
             etcd: EtcdOptions::default(),
         }

@@ -378,6 +378,16 @@ impl ApiError {
         Self::new(503, "ServiceUnavailable", message)
     }
 
+    /// 429: as many requests as there may be are being worked on.
+    pub fn too_many_requests() -> Self {
+        Self::new(
+            429,
+            "TooManyRequests",
+            "Too many requests, please try again later.",
+        )
+        .with_details(json!({"retryAfterSeconds": 1}))
+    }
+
     /// 504: what was asked for did not happen in the time that the request gave.
     pub fn timeout(message: &str) -> Self {
         Self::new(504, "Timeout", format!("Timeout: {message}")).with_details(json!({}))

@@ -16,7 +16,7 @@ use crate::controllers::leader::Candidate;
 use crate::controllers::{accounts, endpoints, endpointslice, gc, nodes, scheduler, workloads};
 use crate::pki::{self, Pki};
 use crate::resource::Allocator;
-use crate::server::{self, Api, Bootstrap, Tokens};
+use crate::server::{self, Api, Audit, Bootstrap, Doors, Limits, Tokens};
 use crate::store::{self, EtcdStore, RedbStore, Store};
 
 /// Serves the API and runs the controllers until `shutdown` completes.
@@ -74,6 +74,7 @@ impl ControlPlane {
             allocator,
             (Tokens::new(&pki.tokens)?, pki.clone()),
             address.clone(),
+            doors(&config)?,
             stop.clone(),
         )
         .await
@@ -202,6 +203,17 @@ impl Controllers {
             tasks.spawn(scheduler::run(client(), stop.clone()));
         }
     }
+}
+
+fn doors(config: &Config) -> Result<Doors> {
+    let open = |path: &PathBuf| Audit::open(path).with_context(|| format!("open {}", path.display()));
+    Ok(Doors {
+        limits: Limits::new(
+            config.max_requests_inflight,
+            config.max_mutating_requests_inflight,
+        ),
+        audit: config.audit_log_path.as_ref().map(open).transpose()?,
+    })
 }
 
 /// A client of the API for the controllers, which use it as any other client would.

@@ -563,3 +563,83 @@ async fn watches_go_on_when_etcd_comes_back() {
     assert_eq!((event.revision, event.previous.clone()), (second, None));
     assert_eq!(newest(&store).await, second);
 }
+
+/// A file system of a few megabytes; unmounted on drop.
+struct SmallDisk(tempfile::TempDir);
+
+impl SmallDisk {
+    fn new(options: &str) -> Self {
+        let dir = tempfile::Builder::new()
+            .prefix(&format!("bl{}", std::process::id()))
+            .tempdir()
+            .unwrap();
+        let disk = Self(dir);
+        let mounted = Command::new("mount")
+            .args(["-t", "tmpfs", "-o", options, "beeline-test"])
+            .arg(disk.0.path())
+            .status()
+            .unwrap();
+        assert!(mounted.success(), "mounting needs root");
+        disk
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        drop(Command::new("umount").arg("-l").arg(self.0.path()).status());
+    }
+}
+
+/// A full disk is an error for whoever writes, not the end of the store: what was acknowledged is there and readable, and
+/// writing goes on when there is room again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_is_an_error_and_nothing_more() {
+    let disk = SmallDisk::new("size=6m");
+    let path = disk.0.path().join("store");
+    let filler = disk.0.path().join("filler");
+    let store = open(&path);
+    let watching = newest(&store).await;
+    let mut watch = store.watch(PREFIX, watching).await.unwrap();
+    let mut acknowledged: BTreeMap<String, u64> = BTreeMap::new();
+    let value = "x".repeat(20_000);
+    std::fs::write(&filler, vec![0; 1 << 20]).unwrap();
+    let error = loop {
+        let key = format!("{PREFIX}{}", acknowledged.len());
+        match store.write(put(&key, Expect::Absent, &value)).await {
+            Ok(revision) => drop(acknowledged.insert(key, revision)),
+            Err(error) => break error,
+        }
+        assert!(acknowledged.len() < 1000, "the disk does not fill up");
+    };
+    assert!(matches!(error, StoreError::Backend { .. }), "{error}");
+    // Room again, as when an administrator cleans up.
+    std::fs::remove_file(&filler).unwrap();
+    let back = async {
+        loop {
+            if let Ok((Some(_), _)) = store.get(&format!("{PREFIX}0")).await {
+                let after = put("/registry/core/pods/after", Expect::Absent, "1");
+                if let Ok(revision) = store.write(after).await {
+                    return revision;
+                }
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    let after = tokio::time::timeout(Duration::from_secs(20), back).await.unwrap();
+    assert!(acknowledged.values().all(|revision| *revision < after));
+    let check = async |store: &dyn Store| {
+        let found = all(store, None, 0).await;
+        for (key, revision) in &acknowledged {
+            assert_eq!(found.get(key).map(|found| found.0), Some(*revision), "{key}");
+        }
+        found.len()
+    };
+    // What failed may be there, but then whoever watches has seen it.
+    let there = check(&store).await;
+    for _ in 0..there {
+        next(&mut watch).await.unwrap();
+    }
+    drop(watch);
+    drop(store);
+    assert_eq!(check(&open(&path)).await, there);
+}

@@ -1,6 +1,7 @@
 //! Connections: TLS, HTTP/1.1 or HTTP/2, and their end.
 
 use std::convert::Infallible;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,6 +15,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::audit::Peer;
 use super::{Api, response};
 use crate::error::ApiError;
 use crate::pki::Identity;
@@ -53,7 +55,7 @@ pub async fn serve(
             (Arc::clone(&api), acceptor.clone(), shutdown.clone(), cut.clone());
         let requests = tracker.clone();
         tracker.spawn(async move {
-            let connection = connection(api, stream, &acceptor, shutdown, requests);
+            let connection = connection(api, stream, peer.ip(), &acceptor, shutdown, requests);
             if let Some(Err(error)) = cut.run_until_cancelled(connection).await {
                 tracing::debug!(%peer, error, "connection ended");
             }
@@ -74,6 +76,7 @@ pub async fn serve(
 async fn connection(
     api: Arc<Api>,
     stream: TcpStream,
+    peer: IpAddr,
     acceptor: &TlsAcceptor,
     shutdown: CancellationToken,
     tracker: TaskTracker,
@@ -91,7 +94,8 @@ async fn connection(
         .and_then(|chain| chain.first())
         .and_then(|certificate| Identity::from_der(certificate));
     let identity = Arc::new(identity);
-    let service = service_fn(move |request: Request<Incoming>| {
+    let service = service_fn(move |mut request: Request<Incoming>| {
+        request.extensions_mut().insert(Peer(peer));
         let (api, identity) = (Arc::clone(&api), Arc::clone(&identity));
         // A task of its own: a write goes through to its end, and gives back what it allocated if it fails, even if the
         // client has gone away meanwhile; and a bug that panics costs one request, not the connection.

@@ -1,6 +1,7 @@
 //! The API server: requests in, objects and Status errors out.
 
 mod apply;
+mod audit;
 mod auth;
 mod binding;
 mod bootstrap;
@@ -10,6 +11,7 @@ mod connection;
 mod delete;
 mod errors;
 mod events;
+mod limits;
 mod namespaces;
 mod nodes;
 mod protobuf;
@@ -35,8 +37,10 @@ use serde_json::Value;
 use tokio::sync::{Mutex, mpsc};
 use tokio_util::sync::CancellationToken;
 
+pub use audit::Audit;
 pub use bootstrap::Bootstrap;
 pub use connection::serve;
+pub use limits::Limits;
 pub use tokens::Tokens;
 
 use crate::error::{ApiError, Cause};
@@ -44,6 +48,7 @@ use crate::pki::{Identity, Pki};
 use crate::resource::{Allocator, ResourceInfo};
 use crate::store::{Store, StoreError};
 use crate::{discovery, openapi};
+use audit::Record;
 use auth::{Ask, User};
 use request::{Accept, Params};
 use response::Body;
@@ -61,10 +66,20 @@ pub struct Api {
     tokens: Tokens,
     /// Signs certificates of nodes.
     pki: Pki,
+    doors: Doors,
     /// Ends watches, so that connections can end.
     shutdown: CancellationToken,
     /// Host and port under which clients reach the API.
     address: String,
+}
+
+/// What guards the API beside rights.
+#[derive(Debug)]
+pub struct Doors {
+    /// How much may be asked at a time.
+    pub limits: Limits,
+    /// Where requests are logged.
+    pub audit: Option<Audit>,
 }
 
 impl std::fmt::Debug for Api {
@@ -98,6 +113,7 @@ impl Api {
         allocator: Allocator,
         (tokens, pki): (Tokens, Pki),
         address: String,
+        doors: Doors,
         shutdown: CancellationToken,
     ) -> Result<(Arc<Self>, NamespaceRemover), StoreError> {
         let (doomed, remover) = mpsc::unbounded_channel();
@@ -107,6 +123,7 @@ impl Api {
             doomed,
             tokens,
             pki,
+            doors,
             shutdown,
             address,
         };
@@ -167,48 +184,69 @@ impl Api {
             return answer;
         }
         let ask = Ask::of(&head.method, &params, &route, head.uri.path());
-        let user = match self.admit(user, &head.headers, &ask).await {
-            Ok(user) => user,
-            Err(error) => return response::error(&error),
+        let record = self.doors.audit.as_ref().map(|_| Record::new(&head, &ask));
+        let (user, answer) = match self.identify(user, &head.headers).await {
+            Ok(user) => {
+                let answer = self.serve(&user, &ask, &head, params, route, body).await;
+                (Some(user), answer)
+            }
+            Err(error) => (None, Err(error)),
         };
-        if matches!(route, Route::OpenApiV2) && head.method == Method::GET {
-            return response::bytes(200, openapi::V2_TYPE, openapi::V2);
+        let answer = answer.unwrap_or_else(|error| {
+            if error.code >= 500 {
+                let user = user.as_ref().map(|user| user.name.as_str());
+                tracing::warn!(method = %head.method, path = head.uri.path(), user, %error, "request failed");
+            }
+            response::error(&error)
+        });
+        if let (Some(audit), Some(record)) = (&self.doors.audit, &record) {
+            audit
+                .record(record, user.as_ref(), answer.status().as_u16())
+                .await;
         }
-        let accept = match Accept::parse(&head.headers) {
-            Ok(accept) => accept,
-            Err(error) => return response::error(&error),
-        };
+        answer
+    }
+
+    async fn serve<B>(
+        self: &Arc<Self>,
+        user: &User,
+        ask: &Ask,
+        head: &http::request::Parts,
+        params: Params,
+        route: Route,
+        body: B,
+    ) -> Result<Response<Body>, ApiError>
+    where
+        B: hyper::body::Body<Data = Bytes>,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        if !self.allowed(user, ask).await? {
+            return Err(auth::forbidden(user, ask));
+        }
+        let _place = self.doors.limits.place(user, ask)?;
+        if matches!(route, Route::OpenApiV2) && head.method == Method::GET {
+            return Ok(response::bytes(200, openapi::V2_TYPE, openapi::V2));
+        }
         let parts = Parts {
             method: &head.method,
             params,
             headers: &head.headers,
-            accept,
-            user,
+            accept: Accept::parse(&head.headers)?,
+            user: user.clone(),
         };
-        let answer = match route {
+        match route {
             Route::Objects(target) => self.objects(&parts, &target, body).await,
             Route::Review(review) => self.review(&parts, &parts.user, review, body).await,
             other if *parts.method == Method::GET => self.document(&parts, &other),
             Route::Unknown => Err(ApiError::unknown_path()),
             _ => Err(ApiError::method_not_allowed()),
-        };
-        answer.unwrap_or_else(|error| {
-            if error.code >= 500 {
-                tracing::warn!(method = %head.method, path = head.uri.path(), user = parts.user.name, %error, "request failed");
-            }
-            response::error(&error)
-        })
+        }
     }
 
-    /// The client, if it may do what it asks for.
-    async fn admit(&self, user: Option<&Identity>, headers: &HeaderMap, ask: &Ask) -> Result<User, ApiError> {
+    /// Who the client is, or who it acts for.
+    async fn identify(&self, user: Option<&Identity>, headers: &HeaderMap) -> Result<User, ApiError> {
         let user = self.authenticate(user, headers).await?;
-        let user = self.impersonate(user, headers).await?;
-        if self.allowed(&user, ask).await? {
-            Ok(user)
-        } else {
-            Err(auth::forbidden(&user, ask))
-        }
+        self.impersonate(user, headers).await
     }
 
     /// Documents that do not change while the server runs.

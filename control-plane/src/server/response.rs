@@ -59,7 +59,12 @@ pub(super) fn json_bytes(code: u16, body: impl Into<Bytes>) -> Response<Body> {
 
 /// The answer that says what went wrong.
 pub(super) fn error(error: &ApiError) -> Response<Body> {
-    json(error.code, &error.status())
+    let mut response = json(error.code, &error.status());
+    if error.code == 429 {
+        let soon = HeaderValue::from_static("1");
+        response.headers_mut().insert(header::RETRY_AFTER, soon);
+    }
+    response
 }
 
 /// JSON documents as they come.

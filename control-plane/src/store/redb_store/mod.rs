@@ -1,21 +1,24 @@
 //! The embedded implementation: one redb file, one writer thread that commits whatever has queued up in one transaction.
 
+mod writer;
+
 use std::collections::BTreeMap;
 use std::fmt::Display;
-use std::path::Path;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::thread::JoinHandle;
 
 use bytes::Bytes;
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
-use redb::{Database, ReadTransaction, ReadableDatabase as _, ReadableTable as _, Table, TableDefinition};
+use redb::{Database, ReadTransaction, ReadableDatabase as _, ReadableTable as _, TableDefinition};
 use tokio::sync::{mpsc, oneshot};
 
 use super::hub::Hub;
 use super::log_watch::{History, LogWatch, Past};
-use super::{Event, Expect, Page, Range, Store, StoreError, Stored, Watch, Write};
+use super::{Event, Page, Range, Store, StoreError, Stored, Watch, Write};
+use writer::Writer;
 
 /// key -> (revision, value).
 const LATEST: TableDefinition<'_, &str, (u64, &[u8])> = TableDefinition::new("latest");
@@ -58,7 +61,10 @@ enum Command {
 }
 
 struct Inner {
-    database: Database,
+    path: PathBuf,
+    options: Options,
+    /// Nothing while it is opened again after a failure of the disk.
+    database: RwLock<Option<Database>>,
     hub: Hub,
     compacted: AtomicU64,
 }
@@ -91,31 +97,17 @@ impl RedbStore {
     /// # Errors
     /// [`StoreError::Locked`] when another process has it open; [`StoreError::Backend`] when the file cannot be used.
     pub fn open(path: &Path, options: Options) -> Result<Self, StoreError> {
-        let database = Database::builder()
-            .set_cache_size(options.cache_bytes)
-            .create(path)
-            .map_err(|error| {
-                let path = path.display().to_string();
-                match error {
-                    redb::DatabaseError::DatabaseAlreadyOpen => StoreError::Locked { path },
-                    other => StoreError::Backend {
-                        operation: "open store",
-                        message: format!("{path}: {other}"),
-                    },
-                }
-            })?;
+        let database = open(path, options)?;
         let (revision, compacted) = prepare(&database)?;
         let inner = Arc::new(Inner {
-            database,
+            path: path.to_owned(),
+            options,
+            database: RwLock::new(Some(database)),
             hub: Hub::new(revision),
             compacted: compacted.into(),
         });
         let (commands, receiver) = mpsc::channel(BATCH * 4);
-        let writer = Writer {
-            inner: Arc::clone(&inner),
-            revision,
-            max_log: options.max_log.max(1),
-        };
+        let writer = Writer::new(Arc::clone(&inner), revision, options.max_log.max(1));
         let writer = std::thread::Builder::new()
             .name("store-writer".into())
             .spawn(move || writer.run(receiver))
@@ -150,6 +142,22 @@ impl Drop for RedbStore {
     }
 }
 
+fn open(path: &Path, options: Options) -> Result<Database, StoreError> {
+    Database::builder()
+        .set_cache_size(options.cache_bytes)
+        .create(path)
+        .map_err(|error| {
+            let path = path.display().to_string();
+            match error {
+                redb::DatabaseError::DatabaseAlreadyOpen => StoreError::Locked { path },
+                other => StoreError::Backend {
+                    operation: "open store",
+                    message: format!("{path}: {other}"),
+                },
+            }
+        })
+}
+
 /// Creates the tables and reads the counters.
 fn prepare(database: &Database) -> Result<(u64, u64), StoreError> {
     let operation = "prepare store";
@@ -181,218 +189,34 @@ fn prepare(database: &Database) -> Result<(u64, u64), StoreError> {
     Ok(counters)
 }
 
-struct Writer {
-    inner: Arc<Inner>,
-    revision: u64,
-    max_log: u64,
-}
-
-/// An answer that is kept back until the transaction is durable.
-enum Pending {
-    Write(Answer<u64>, Result<u64, StoreError>),
-    Compact(Answer<()>, Result<(), StoreError>),
-}
-
-impl Writer {
-    fn run(mut self, mut receiver: mpsc::Receiver<Command>) {
-        while let Some(first) = receiver.blocking_recv() {
-            let mut batch = vec![first];
-            while batch.len() < BATCH
-                && let Ok(next) = receiver.try_recv()
-            {
-                batch.push(next);
-            }
-            self.commit(batch);
-        }
+/// What is said while the file is not open.
+fn away() -> StoreError {
+    StoreError::Backend {
+        operation: "use store",
+        message: "the disk failed, and the store cannot be opened again yet".to_owned(),
     }
-
-    fn commit(&mut self, batch: Vec<Command>) {
-        let mut pending = Vec::with_capacity(batch.len());
-        let outcome = self.transact(batch, &mut pending);
-        let failure = match outcome {
-            Ok((revision, compacted, events)) => {
-                self.revision = revision;
-                self.inner.compacted.store(compacted, Ordering::Release);
-                self.inner.hub.publish(events);
-                None
-            }
-            Err(error) => {
-                tracing::error!(%error, "nothing of this batch was written");
-                Some(error)
-            }
-        };
-        for answer in pending {
-            // A receiver that is gone gave up on its request; the write stands.
-            match (answer, &failure) {
-                (Pending::Write(to, Ok(_)), Some(error)) => drop(to.send(Err(error.clone()))),
-                (Pending::Write(to, result), _) => drop(to.send(result)),
-                (Pending::Compact(to, Ok(())), Some(error)) => drop(to.send(Err(error.clone()))),
-                (Pending::Compact(to, result), _) => drop(to.send(result)),
-            }
-        }
-    }
-
-    /// One transaction for all of `batch`. Commands that are not reached stay unanswered, which their senders see as closed.
-    fn transact(
-        &self,
-        batch: Vec<Command>,
-        pending: &mut Vec<Pending>,
-    ) -> Result<(u64, u64, Vec<Arc<Event>>), StoreError> {
-        let operation = "write to store";
-        let mut revision = self.revision;
-        let mut compacted = self.inner.compacted.load(Ordering::Acquire);
-        let mut compact_to = compacted;
-        let mut events = Vec::new();
-        let txn = self.inner.database.begin_write().map_err(backend(operation))?;
-        {
-            let mut latest = txn.open_table(LATEST).map_err(backend(operation))?;
-            let mut log = txn.open_table(LOG).map_err(backend(operation))?;
-            let mut meta = txn.open_table(META).map_err(backend(operation))?;
-            for command in batch {
-                match command {
-                    Command::Write(write, answer) => {
-                        let result = apply(&mut latest, &mut log, write, revision + 1);
-                        match result {
-                            Ok(changes) => {
-                                revision = changes.last().map_or(revision, |event| event.revision);
-                                events.extend(changes.into_iter().map(Arc::new));
-                                pending.push(Pending::Write(answer, Ok(revision)));
-                            }
-                            Err(error @ (StoreError::Conflict { .. } | StoreError::Guard { .. })) => {
-                                pending.push(Pending::Write(answer, Err(error)));
-                            }
-                            Err(error) => {
-                                pending.push(Pending::Write(answer, Err(error.clone())));
-                                return Err(error);
-                            }
-                        }
-                    }
-                    Command::Compact(to, answer) if to > revision => {
-                        let error = StoreError::Future {
-                            requested: to,
-                            current: revision,
-                        };
-                        pending.push(Pending::Compact(answer, Err(error)));
-                    }
-                    Command::Compact(to, answer) => {
-                        compact_to = compact_to.max(to);
-                        pending.push(Pending::Compact(answer, Ok(())));
-                    }
-                }
-            }
-            if revision - compact_to > self.max_log {
-                compact_to = revision - (self.max_log - self.max_log / 4);
-            }
-            if events.is_empty() && compact_to == compacted {
-                return Ok((revision, compacted, events));
-            }
-            meta.insert(REVISION, revision).map_err(backend(operation))?;
-            if compact_to > compacted {
-                meta.insert(COMPACTED, compact_to).map_err(backend(operation))?;
-                while log
-                    .first()
-                    .map_err(backend(operation))?
-                    .is_some_and(|(at, _)| at.value() <= compact_to)
-                {
-                    log.pop_first().map_err(backend(operation))?;
-                }
-                compacted = compact_to;
-            }
-        }
-        txn.commit().map_err(backend(operation))?;
-        Ok((revision, compacted, events))
-    }
-}
-
-type Latest<'txn> = Table<'txn, &'static str, (u64, &'static [u8])>;
-type Log<'txn> = Table<'txn, u64, LogEntry<'static>>;
-
-fn read(latest: &Latest<'_>, key: &str) -> Result<Option<Stored>, StoreError> {
-    let found = latest.get(key).map_err(backend("read from store"))?;
-    Ok(found.map(|found| {
-        let (revision, value) = found.value();
-        Stored {
-            key: key.to_owned(),
-            revision,
-            value: Bytes::copy_from_slice(value),
-        }
-    }))
-}
-
-fn holds(expect: Expect, current: Option<&Stored>) -> bool {
-    match expect {
-        Expect::Absent => current.is_none(),
-        Expect::Revision(revision) => current.is_some_and(|current| current.revision == revision),
-    }
-}
-
-fn apply(
-    latest: &mut Latest<'_>,
-    log: &mut Log<'_>,
-    write: Write,
-    revision: u64,
-) -> Result<Vec<Event>, StoreError> {
-    for (key, expect) in write.guards {
-        if !holds(expect, read(latest, &key)?.as_ref()) {
-            return Err(StoreError::Guard { key });
-        }
-    }
-    let current = read(latest, &write.key)?;
-    if !holds(write.expect, current.as_ref()) {
-        return Err(StoreError::Conflict {
-            key: write.key,
-            current,
-        });
-    }
-    let mut changes = Vec::with_capacity(write.also.len() + 1);
-    // The log has one entry at each revision; the last one is that of the object.
-    let mut at = revision;
-    for (key, value) in write.also {
-        let current = read(latest, &key)?;
-        if current.is_some() || value.is_some() {
-            changes.push(change(latest, log, at, key, value, current)?);
-            at += 1;
-        }
-    }
-    changes.push(change(latest, log, at, write.key, write.value, current)?);
-    Ok(changes)
-}
-
-fn change(
-    latest: &mut Latest<'_>,
-    log: &mut Log<'_>,
-    revision: u64,
-    key: String,
-    value: Option<Bytes>,
-    current: Option<Stored>,
-) -> Result<Event, StoreError> {
-    let operation = "write to store";
-    let previous = current.map(|current| (current.revision, current.value));
-    let (old_revision, old) = previous
-        .as_ref()
-        .map_or((0, &[][..]), |(at, value)| (*at, value.as_ref()));
-    log.insert(revision, (key.as_str(), value.as_deref(), old_revision, old))
-        .map_err(backend(operation))?;
-    match &value {
-        Some(value) => drop(
-            latest
-                .insert(key.as_str(), (revision, value.as_ref()))
-                .map_err(backend(operation))?,
-        ),
-        None => drop(latest.remove(key.as_str()).map_err(backend(operation))?),
-    }
-    Ok(Event {
-        revision,
-        key,
-        value,
-        previous,
-    })
 }
 
 impl Inner {
+    /// Opens the file again: after an error of the disk (no space, above all) redb refuses everything until then. What was
+    /// committed is there; returns the revision and what is compacted.
+    fn reopen(&self) -> Result<(u64, u64), StoreError> {
+        let mut database = self.database.write().unwrap_or_else(PoisonError::into_inner);
+        // The file is locked until the old one is gone.
+        drop(database.take());
+        let fresh = open(&self.path, self.options)?;
+        let counters = prepare(&fresh)?;
+        *database = Some(fresh);
+        Ok(counters)
+    }
+
     fn snapshot(&self) -> Result<(ReadTransaction, u64, u64), StoreError> {
         let operation = "read from store";
-        let txn = self.database.begin_read().map_err(backend(operation))?;
+        let txn = {
+            let database = self.database.read().unwrap_or_else(PoisonError::into_inner);
+            let database = database.as_ref().ok_or_else(away)?;
+            database.begin_read().map_err(backend(operation))?
+        };
         let meta = txn.open_table(META).map_err(backend(operation))?;
         let counter = |name| -> Result<u64, StoreError> {
             Ok(meta
@@ -479,14 +303,18 @@ impl Inner {
     }
 
     fn read_log(&self, revision: u64, prefix: &str, limit: usize) -> Result<Past, StoreError> {
-        let operation = "read the store's log";
         // Nothing unpublished may be returned, or `published` would step back for the reader.
-        let published = self.hub.published();
+        self.logged(revision, self.hub.published(), prefix, limit)
+    }
+
+    /// What the log has after one revision and up to another.
+    fn logged(&self, revision: u64, until: u64, prefix: &str, limit: usize) -> Result<Past, StoreError> {
+        let operation = "read the store's log";
         let (txn, current, compacted) = self.snapshot()?;
         check_revision(revision, current, compacted)?;
         let log = txn.open_table(LOG).map_err(backend(operation))?;
         let mut events = Vec::new();
-        for entry in log.range(revision + 1..=published).map_err(backend(operation))? {
+        for entry in log.range(revision + 1..=until).map_err(backend(operation))? {
             let (at, value) = entry.map_err(backend(operation))?;
             let (key, value, old_revision, old) = value.value();
             if !key.starts_with(prefix) {
@@ -502,7 +330,7 @@ impl Inner {
                 return Ok((events, at.value()));
             }
         }
-        Ok((events, published.max(revision)))
+        Ok((events, until.max(revision)))
     }
 }
 
