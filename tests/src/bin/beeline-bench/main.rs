@@ -2,6 +2,7 @@
 
 mod churn;
 mod connect;
+mod control_plane;
 mod figures;
 mod maps;
 mod memory;
@@ -56,6 +57,8 @@ enum What {
     Nodes,
     /// Pod to pod across nodes, against the kernel's own forwarding
     Overlay(overlay::Options),
+    /// The control plane: start, lists, writes, watches, scheduling
+    ControlPlane,
     /// What clients notice while the agent is killed and started again
     Restart(restart::Options),
     /// All of them
@@ -120,6 +123,7 @@ fn run(args: &Args) -> Result<bool> {
         What::Packet => packet::run(&mut figures)?,
         What::Churn => churn::run(&mut figures)?,
         What::Nodes => nodes::run(&mut figures)?,
+        What::ControlPlane => control_plane::run(&mut figures)?,
         What::Overlay(options) => overlay::run(options, &mut figures)?,
         What::Restart(options) => restart::run(options, &mut figures)?,
         What::All => {
@@ -130,6 +134,7 @@ fn run(args: &Args) -> Result<bool> {
             packet::run(&mut figures)?;
             churn::run(&mut figures)?;
             nodes::run(&mut figures)?;
+            control_plane::run(&mut figures)?;
             overlay::run(&overlay::Options::default(), &mut figures)?;
             restart::run(&restart::Options::default(), &mut figures)?;
         }
