@@ -7,6 +7,7 @@ mod affinity;
 mod api;
 mod bad_objects;
 mod capacity;
+mod chained;
 mod cleanup;
 mod config;
 mod containerd;

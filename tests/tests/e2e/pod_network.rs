@@ -55,7 +55,8 @@ impl<'a> CniPod<'a> {
     /// With what a runtime says of the pod (`runtimeConfig`).
     pub(crate) fn with(node: &'a Node, name: &str, runtime: &Value) -> Self {
         let netns = NetNs::create(&format!("{}-{name}", node.host().netns().name())).unwrap();
-        let result = plugin(node, "ADD", name, netns.name(), runtime);
+        let more = json!({"runtimeConfig": runtime});
+        let result = plugin(node, "ADD", name, netns.name(), &more);
         let address = |i: usize| {
             let cidr = result["ips"][i]["address"].as_str().unwrap();
             cidr.split('/').next().unwrap().to_owned()
@@ -107,8 +108,8 @@ impl Drop for CniPod<'_> {
     }
 }
 
-/// Runs the plugin's binary as a runtime does.
-fn plugin(node: &Node, command: &str, id: &str, netns: &str, runtime: &Value) -> Value {
+/// Runs the plugin's binary as a runtime does, with this added to its configuration.
+pub(crate) fn plugin(node: &Node, command: &str, id: &str, netns: &str, more: &Value) -> Value {
     let mut child = node
         .host()
         .command(program("beeline-cni").unwrap())
@@ -126,7 +127,9 @@ fn plugin(node: &Node, command: &str, id: &str, netns: &str, runtime: &Value) ->
     let mut conf = plugin_config(node);
     conf["cniVersion"] = "1.0.0".into();
     conf["name"] = "bl".into();
-    conf["runtimeConfig"] = runtime.clone();
+    for (key, value) in more.as_object().into_iter().flatten() {
+        conf[key] = value.clone();
+    }
     serde_json::to_writer(child.stdin.take().unwrap(), &conf).unwrap();
     let output = child.wait_with_output().unwrap();
     let said = String::from_utf8(output.stdout).unwrap();
