@@ -3,6 +3,5 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    dataplane_user::memory::prepare();
     dataplane_user::cli::main()
 }

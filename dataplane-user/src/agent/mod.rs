@@ -447,7 +447,12 @@ async fn drive<M: Maps>(
     // A point in time: a pause would begin again with every update, and on a busy node never end.
     let mut retry_at = None;
     let mut audit_at = Instant::now() + jittered(audit_period);
+    let mut starting = true;
     loop {
+        if starting && state.synced() {
+            starting = false;
+            memory::let_go_of_code();
+        }
         if state.wants_retry() {
             retry_at.get_or_insert_with(|| Instant::now() + pause);
         } else {

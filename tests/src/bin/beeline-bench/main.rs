@@ -87,8 +87,6 @@ enum What {
 }
 
 fn main() -> ExitCode {
-    // as the agent does
-    dataplane_user::memory::prepare();
     let args = Args::parse();
     match run(&args) {
         Ok(true) => ExitCode::SUCCESS,
