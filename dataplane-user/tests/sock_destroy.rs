@@ -169,14 +169,14 @@ fn connections_whose_end_nobody_saw_are_ended() {
     assert_eq!((sweep.run(&mut translations).unwrap(), closed(1)), (0, 0));
     pod.kill();
     assert_eq!((closed(1), closed(2)), (3, 3));
-    assert_eq!(translations.cookies().count(), 0);
+    assert_eq!(translations.visit(|_, _| {}).unwrap(), 0);
 
     // a socket that was never seen alive is left alone: it may be where nobody can look
     let mut pod = self::pod(&place);
     pod.ask("[S['l'].accept()[0].setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, bytes([1,0,0,0,0,0,0,0])) for _ in 'AB']");
     assert_eq!(pod.ask("S['A'].recv(9)"), "ECONNRESET");
     assert_eq!(sweep.run(&mut translations).unwrap(), 0);
-    assert_eq!(translations.cookies().count(), 6);
+    assert_eq!(translations.visit(|_, _| {}).unwrap(), 6);
 }
 
 #[test]

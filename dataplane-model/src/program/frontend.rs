@@ -93,6 +93,7 @@ impl<M: Maps> Programmer<M> {
                 value: ACTIVE_VALUE,
             })?;
             self.active.entry(addr).or_default().written = true;
+            self.addresses += 1;
             // until it is counted it is to be removed
             self.idle.insert(addr);
         }
@@ -128,6 +129,7 @@ impl<M: Maps> Programmer<M> {
             } {
                 Ok(()) => {
                     self.active.remove(&addr);
+                    self.addresses -= usize::from(written);
                 }
                 Err(error) => {
                     self.idle.insert(addr);

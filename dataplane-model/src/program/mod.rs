@@ -75,6 +75,8 @@ pub struct Programmer<M> {
     /// To whom a frontend leads, and as what.
     by_frontend: HashMap<FrontendKey, (u32, u8)>,
     active: HashMap<Addr, ActiveAddress>,
+    /// How many of them are written.
+    addresses: usize,
     /// Addresses to be removed from `active` unless a frontend there comes.
     idle: BTreeSet<Addr>,
     backends: Backends,

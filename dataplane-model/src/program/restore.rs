@@ -42,6 +42,7 @@ impl<M: Maps> Programmer<M> {
             backend_ids: Ids::new(capacity.backends.min(Member::MAX_ID)),
             range_ids: Ids::new(capacity.source_ranges.saturating_add(1)),
             range_entries: 0,
+            addresses: 0,
             arena: Arena::new(capacity.slots),
             table_slots: 0,
             resting: Quarantine::new(QUARANTINE_MS),
@@ -61,6 +62,7 @@ impl<M: Maps> Programmer<M> {
         for (frontend, value) in restored.maps.frontends()? {
             if frontend.class == frontend_class::ACTIVE_ADDRESS {
                 restored.active.entry(frontend.addr).or_default().written = true;
+                restored.addresses += 1;
                 continue;
             }
             let Offer { kind, flags } = Offer {

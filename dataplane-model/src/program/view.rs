@@ -34,11 +34,10 @@ impl<M: Maps> Programmer<M> {
         }
         let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
         let fill = |map, used, max| Fill { map, used, max };
-        let addresses = self.active.values().filter(|active| active.written).count();
         [
             fill(
                 map_name::FRONTENDS,
-                count(self.by_frontend.len() + addresses),
+                count(self.by_frontend.len() + self.addresses),
                 max.frontends,
             ),
             fill(map_name::SERVICES, count(services), max.services),

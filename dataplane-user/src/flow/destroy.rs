@@ -7,7 +7,7 @@
 //! Left alone are sockets that were connected to the backend directly, and sockets of the kernel itself (NFS, SMB): these no
 //! process has open.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::io;
 use std::net::SocketAddr;
@@ -34,11 +34,18 @@ pub struct Stale {
 
 impl Stale {
     fn is_hit(&self, socket: &Socket, state: &SockState) -> bool {
-        self.addr == socket.peer
-            && state.backend != NO_ID
-            && SocketAddr::new(state.backend_addr.to_ip(), state.backend_port.to_host()) == socket.peer
-            && self.service.is_none_or(|service| service == state.service)
+        self.addr == socket.peer && backend(state) == Some(socket.peer) && self.served(state)
     }
+
+    fn served(&self, state: &SockState) -> bool {
+        self.service.is_none_or(|service| service == state.service)
+    }
+}
+
+/// The backend that a socket was led to.
+fn backend(state: &SockState) -> Option<SocketAddr> {
+    let addr = SocketAddr::new(state.backend_addr.to_ip(), state.backend_port.to_host());
+    (state.backend != NO_ID).then_some(addr)
 }
 
 /// What was done.
@@ -52,6 +59,32 @@ pub struct Report {
     pub errors: Vec<String>,
 }
 
+/// Those of these to which a socket is connected through a service, as far as the socket programs know. Most backends go
+/// without any, and then neither sockets nor processes need to be looked at. (A UDP socket counts for a TCP backend of the
+/// same address, too.)
+///
+/// # Errors
+///
+/// If the programs' table cannot be read.
+pub fn in_use(stale: &[Stale], translations: &Translations) -> io::Result<Vec<Stale>> {
+    let mut by_addr: HashMap<SocketAddr, Vec<usize>> = HashMap::new();
+    for (number, stale) in stale.iter().enumerate() {
+        by_addr.entry(stale.addr).or_default().push(number);
+    }
+    let mut used = vec![false; stale.len()];
+    if !by_addr.is_empty() {
+        let mark = |_, state: &SockState| {
+            let here = backend(state).and_then(|addr| by_addr.get(&addr));
+            for &number in here.into_iter().flatten() {
+                used[number] |= stale[number].served(state);
+            }
+        };
+        translations.visit(mark).map_err(io::Error::other)?;
+    }
+    let used = stale.iter().zip(used).filter(|(_, used)| *used);
+    Ok(used.map(|(stale, _)| stale.clone()).collect())
+}
+
 /// Destroys the sockets of every process on the node, in whatever network namespace, that are connected to one of these
 /// through a service. Blocks for some milliseconds, more with many namespaces or sockets.
 ///
@@ -59,9 +92,10 @@ pub struct Report {
 ///
 /// # Errors
 ///
-/// If the node's network namespaces cannot be found. What fails in one of them is in the report.
+/// If the programs' table or the node's network namespaces cannot be read. What fails in one of them is in the report.
 pub fn destroy(root: &Path, stale: &[Stale], translations: &Translations) -> io::Result<Report> {
     let mut report = Report::default();
+    let stale = &in_use(stale, translations)?;
     if stale.is_empty() {
         return Ok(report);
     }

@@ -377,6 +377,9 @@ pub type Left = (u32, Addr, BePort);
 ///
 /// If the map (of [`crate::kernel::Kernel::flows`]) cannot be read or changed.
 pub fn sweep(flows: &FlowTable, left: &HashSet<Left>) -> Result<usize, KernelError> {
+    if left.is_empty() {
+        return Ok(0);
+    }
     let mut stale = Vec::new();
     flows.visit(|key, flow| {
         let there = key.role == flow_role::FORWARD && key.protocol == protocol::UDP;

@@ -12,15 +12,14 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 use tracing::{info, warn};
 
-use super::destroy::{Report, Stale, destroy};
+use super::destroy::{Report, Stale, destroy, in_use};
 use super::gc::{Left, sweep};
 use crate::failure::detector::Verdict;
 use crate::failure::probe::probe;
 use crate::kernel::{FlowTable, Translations};
 
-/// How long what is due waits for more: a look goes through every process of the node, so many changes share one.
+/// How long what is due waits for more: a look may go through every process of the node, so many changes share one.
 const GATHER: Duration = Duration::from_millis(200);
-
 /// What comes within this time is looked after together: a roll-out changes many slices.
 const TOGETHER: Duration = Duration::from_millis(50);
 /// A socket may have chosen its backend just before the set changed, and be connected only now: all is done again after this
@@ -95,15 +94,10 @@ pub async fn keep(
             () = sleep_until(next.unwrap_or_else(Instant::now)), if next.is_some() => {
                 let now = Instant::now();
                 let due: Vec<Task> = work.extract_if(.., |(at, _)| *at <= now).map(|(_, task)| task).collect();
-                let mut stale = HashSet::new();
+                let (mut stale, mut doubtful) = (HashSet::new(), Vec::new());
                 for task in due {
                     match task {
-                        Task::Probe(stale) => {
-                            probes.spawn(async move {
-                                let verdict = probe(stale.addr).await;
-                                (stale, verdict)
-                            });
-                        }
+                        Task::Probe(stale) => doubtful.push(stale),
                         Task::Destroy { stale: one, again } => {
                             if again {
                                 work.push((now + AGAIN, Task::Destroy { stale: one.clone(), again: false }));
@@ -111,6 +105,12 @@ pub async fn keep(
                             stale.insert(one);
                         }
                     }
+                }
+                for stale in with_sockets(doubtful, &translations).await {
+                    probes.spawn(async move {
+                        let verdict = probe(stale.addr).await;
+                        (stale, verdict)
+                    });
                 }
                 let (v4, v6): (Vec<Stale>, Vec<Stale>) = stale.into_iter().partition(|stale| stale.addr.is_ipv4());
                 for (family, stale) in [(Family::V4, v4), (Family::V6, v6)] {
@@ -120,6 +120,25 @@ pub async fn keep(
                 }
             }
             else => return,
+        }
+    }
+}
+
+/// Those that sockets are connected to: nobody has to know whether the others live.
+async fn with_sockets(stale: Vec<Stale>, translations: &Arc<Translations>) -> Vec<Stale> {
+    if stale.is_empty() {
+        return stale;
+    }
+    let translations = Arc::clone(translations);
+    match tokio::task::spawn_blocking(move || in_use(&stale, &translations)).await {
+        Ok(Ok(used)) => used,
+        Ok(Err(error)) => {
+            warn!(%error, "connections to backends that have gone cannot be looked for");
+            Vec::new()
+        }
+        Err(error) => {
+            warn!(%error, "the search for connections to backends that have gone failed");
+            Vec::new()
         }
     }
 }

@@ -43,10 +43,13 @@ impl Sweep {
     ///
     /// # Errors
     ///
-    /// If some of the sockets cannot be listed; then nothing is ended.
+    /// If the table cannot be read or some of the sockets cannot be listed; then nothing is ended.
     pub fn run(&mut self, translations: &mut Translations) -> io::Result<usize> {
         // before the sockets: what is new meanwhile is not in question
-        let held: Vec<u64> = translations.cookies().collect();
+        let mut held = Vec::new();
+        translations
+            .visit(|cookie, _| held.push(cookie))
+            .map_err(io::Error::other)?;
         if held.is_empty() {
             self.alive.clear();
             return Ok(0);

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use dataplane_common::abi::{Flow, FlowKey};
 
-use super::transfer::RawMap;
+use super::transfer::{RawMap, read};
 use super::{KernelError, pins};
 
 /// `CONNTRACK` or `NAT`. Reading it is no use of a flow: the kernel forgets the same ones as without.
@@ -17,14 +17,6 @@ const VALUE: usize = size_of::<Flow>();
 fn bytes(key: &FlowKey) -> [u8; KEY] {
     // SAFETY: the key is integers without padding, of exactly this size.
     unsafe { std::mem::transmute_copy(key) }
-}
-
-/// `T` is integers, for which any bytes will do, and `N` its size.
-fn read<T: aya::Pod, const N: usize>(bytes: &[u8]) -> Option<T> {
-    const { assert!(size_of::<T>() == N) };
-    let bytes: &[u8; N] = bytes.first_chunk()?;
-    // SAFETY: the bytes are as many as the type has, and any are a value of it.
-    Some(unsafe { bytes.as_ptr().cast::<T>().read_unaligned() })
 }
 
 impl FlowTable {

@@ -46,6 +46,14 @@ impl Entries {
     }
 }
 
+/// The value that these bytes are. `T` is integers, for which any bytes will do, and `N` its size.
+pub(super) fn read<T: aya::Pod, const N: usize>(bytes: &[u8]) -> Option<T> {
+    const { assert!(size_of::<T>() == N) };
+    let bytes: &[u8; N] = bytes.first_chunk()?;
+    // SAFETY: the bytes are as many as the type has, and any are a value of it.
+    Some(unsafe { bytes.as_ptr().cast::<T>().read_unaligned() })
+}
+
 impl RawMap {
     pub(super) fn open(path: &Path) -> Result<Self, KernelError> {
         let map_error = |source| KernelError::Map {

@@ -4,30 +4,26 @@ use std::mem::offset_of;
 use std::path::Path;
 use std::sync::atomic::Ordering;
 
-use aya::maps::{HashMap, Map, MapData};
 use dataplane_common::abi::{Backend, BackendStats, NO_ID, SockState, map_name, protocol};
 
 use super::arrays::MappedArray;
-use super::{KernelError, open_map};
+use super::transfer::{RawMap, read};
+use super::{KernelError, pins};
+
+const VALUE: usize = size_of::<SockState>();
 
 /// Where connected sockets were sent to.
 #[derive(Debug)]
 pub struct Translations {
-    sockets: HashMap<MapData, u64, SockState>,
+    sockets: RawMap,
     backends: MappedArray<Backend>,
     stats: MappedArray<BackendStats>,
 }
 
 impl Translations {
     pub(super) fn open(pin_dir: &Path) -> Result<Self, KernelError> {
-        let fail = |source| KernelError::Map {
-            map: map_name::SOCK_CONN.into(),
-            source,
-        };
         Ok(Self {
-            sockets: Map::HashMap(open_map(pin_dir, map_name::SOCK_CONN)?)
-                .try_into()
-                .map_err(fail)?,
+            sockets: RawMap::open(&pins::map_path(pin_dir, map_name::SOCK_CONN))?,
             backends: MappedArray::open(pin_dir, map_name::BACKENDS)?,
             stats: MappedArray::open(pin_dir, map_name::BACKEND_STATS)?,
         })
@@ -36,12 +32,23 @@ impl Translations {
     /// That of a socket, by its cookie (`SO_COOKIE`).
     #[must_use]
     pub fn get(&self, cookie: u64) -> Option<SockState> {
-        self.sockets.get(&cookie, 0).ok()
+        let mut value = [0; VALUE];
+        let found = self.sockets.get(&cookie.to_ne_bytes(), &mut value).ok()?;
+        read::<SockState, VALUE>(&value).filter(|_| found)
     }
 
-    /// Every socket that is remembered.
-    pub fn cookies(&self) -> impl Iterator<Item = u64> + '_ {
-        self.sockets.keys().filter_map(Result::ok)
+    /// Shows every socket that is remembered to `visit`, by its cookie, and gives how many there were. What changes meanwhile
+    /// may be shown or not, or twice.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel refuses.
+    pub fn visit(&self, mut visit: impl FnMut(u64, &SockState)) -> Result<usize, KernelError> {
+        self.sockets.visit(&mut |key, value| {
+            if let (Some(key), Some(state)) = (key.first_chunk(), read::<SockState, VALUE>(value)) {
+                visit(u64::from_ne_bytes(*key), &state);
+            }
+        })
     }
 
     /// Forgets a TCP socket and counts its connection as closed, as the programs do when it is closed. False if it is not
@@ -55,7 +62,7 @@ impl Translations {
             return false;
         }
         // the programs may have been faster
-        if self.sockets.remove(&cookie).is_err() {
+        if !self.sockets.remove(&cookie.to_ne_bytes()).unwrap_or(false) {
             return false;
         }
         if state.backend != NO_ID
