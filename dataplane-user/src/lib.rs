@@ -20,6 +20,7 @@ pub mod nodeaddr;
 pub mod overlay;
 pub mod persist;
 pub mod proxyconfig;
+mod rtnl;
 mod serve;
 pub mod source;
 pub mod takeover;

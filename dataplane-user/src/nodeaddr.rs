@@ -1,8 +1,6 @@
 //! This node's addresses: which families it has, which addresses are its own, which of them serve NodePorts (spec
 //! kube-proxy 2.5 and 6).
 
-mod host;
-
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -11,14 +9,19 @@ use std::time::Duration;
 
 use dataplane_common::abi::{Addr, node_addr_flag};
 use dataplane_model::Family;
+use futures::TryStreamExt as _;
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1::Node;
+use rtnetlink::MulticastGroup;
+use rtnetlink::packet_route::address::AddressMessage;
 use tokio::sync::watch::{self, Receiver};
 use tokio::time::Instant;
 use tracing::{info, warn};
 
-use host::Host;
+use crate::rtnl::{Socket, own_address};
 
+/// How long a burst of changes is waited out before the addresses are read again.
+const QUIET: Duration = Duration::from_millis(20);
 /// Pause before the kernel is asked again after a failure.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -195,14 +198,14 @@ pub async fn watch(
     settings: Settings,
     mut node: Receiver<Option<Vec<IpAddr>>>,
 ) -> std::io::Result<Receiver<NodeAddresses>> {
-    let host = Host::open()?;
+    let host = open()?;
     let known = |candidates: &Option<Vec<IpAddr>>| candidates.as_ref().is_some_and(|list| !list.is_empty());
     let waited = tokio::time::timeout(settings.wait, node.wait_for(known)).await;
     if !matches!(waited, Ok(Ok(_))) && settings.bind_address.is_none() {
         warn!("the Node has no addresses yet: all addresses of this host stand in for them until it has");
     }
     drop(waited);
-    let all = host.addresses().await.map_err(std::io::Error::other)?;
+    let all = addresses(&host).await.map_err(std::io::Error::other)?;
     let candidates = node.borrow_and_update().clone().unwrap_or_default();
     let first = compute(all, &candidates, &settings);
     info!(node_ips = ?first.node_ips, node_ports_at = ?first.node_port, "addresses of this node");
@@ -211,22 +214,32 @@ pub async fn watch(
     Ok(receiver)
 }
 
+fn open() -> std::io::Result<Socket> {
+    Socket::open(&[MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv6Ifaddr])
+}
+
+/// Every address of every interface.
+async fn addresses(host: &Socket) -> Result<BTreeSet<IpAddr>, rtnetlink::Error> {
+    let messages: Vec<AddressMessage> = host.handle.address().get().execute().try_collect().await?;
+    Ok(messages.iter().filter_map(own_address).collect())
+}
+
 async fn follow(
     settings: Settings,
     mut node: Receiver<Option<Vec<IpAddr>>>,
-    mut host: Host,
+    mut host: Socket,
     sender: watch::Sender<NodeAddresses>,
 ) {
     let mut retry_at: Option<Instant> = None;
     loop {
         tokio::select! {
-            alive = host.changed(), if retry_at.is_none() => if !alive {
+            alive = host.changed(QUIET, |_| true), if retry_at.is_none() => if !alive {
                 retry_at = Some(Instant::now() + RETRY);
                 continue;
             },
             () = tokio::time::sleep_until(retry_at.unwrap_or_else(Instant::now)), if retry_at.is_some() => {
                 retry_at = None;
-                match Host::open() {
+                match open() {
                     Ok(opened) => host = opened,
                     Err(error) => {
                         warn!(%error, "addresses of this host cannot be followed");
@@ -240,7 +253,7 @@ async fn follow(
             },
             () = sender.closed() => return,
         }
-        let all = match host.addresses().await {
+        let all = match addresses(&host).await {
             Ok(all) => all,
             Err(error) => {
                 warn!(%error, "addresses of this host cannot be read");

@@ -1,6 +1,8 @@
 //! HTTP servers that anybody may reach: what a client can hold is bounded.
 
 use std::convert::Infallible;
+use std::io;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use http::{Request, Response};
@@ -8,16 +10,33 @@ use hyper::body::{Body, Incoming};
 use hyper::service::Service;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::task::JoinSet;
 use tracing::debug;
 
 /// Connections of one server at a time; more wait.
 const MOST_CONNECTIONS: usize = if cfg!(test) { 4 } else { 512 };
+/// Connections that wait to be accepted.
+const BACKLOG: u32 = 128;
 /// Longest silence before a request.
 const IDLE: Duration = Duration::from_millis(if cfg!(test) { 200 } else { 60_000 });
 /// Pause after the system has no file descriptors or memory left.
 const EXHAUSTED: Duration = Duration::from_millis(100);
+
+/// Listens at an address. `only_v6` says whether an IPv6 socket takes IPv4 clients, too; `None`: as the host is set up.
+pub(crate) fn listen(addr: SocketAddr, only_v6: Option<bool>) -> io::Result<TcpListener> {
+    let socket = if addr.is_ipv4() {
+        TcpSocket::new_v4()
+    } else {
+        TcpSocket::new_v6()
+    }?;
+    socket.set_reuseaddr(true)?;
+    if let Some(only_v6) = only_v6.filter(|_| addr.is_ipv6()) {
+        nix::sys::socket::setsockopt(&socket, nix::sys::socket::sockopt::Ipv6V6Only, &only_v6)?;
+    }
+    socket.bind(addr)?;
+    socket.listen(BACKLOG)
+}
 
 /// Serves for ever. When the future is dropped, the connections end with it.
 pub(crate) async fn http1<S, B>(listener: TcpListener, service: S)
@@ -73,8 +92,6 @@ pub(crate) fn raise_file_limit() -> nix::Result<u64> {
 
 #[cfg(test)]
 mod tests {
-    use std::net::SocketAddr;
-
     use http_body_util::Full;
     use hyper::body::Bytes;
     use hyper::service::service_fn;
@@ -92,7 +109,7 @@ mod tests {
         addr
     }
 
-    async fn ask(stream: &mut TcpStream) -> std::io::Result<String> {
+    async fn ask(stream: &mut TcpStream) -> io::Result<String> {
         stream
             .write_all(b"GET / HTTP/1.1\r\nHost: n\r\nConnection: close\r\n\r\n")
             .await?;

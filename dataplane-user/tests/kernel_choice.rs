@@ -6,7 +6,8 @@ mod common;
 use std::collections::{BTreeMap, BTreeSet};
 
 use common::plane::Plane;
-use common::{Client, Place, frontend};
+use common::python::Python;
+use common::{Place, frontend};
 use dataplane_common::abi::{
     Addr, FrontendValue, NetnsAddrs, Service, SourceRangeKey, algorithm, frontend_flag, frontend_kind,
 };
@@ -42,7 +43,7 @@ fn counts(plane: &Plane, count: u32) -> Vec<u64> {
 }
 
 /// The backend that the next connection goes to.
-fn next(plane: &Plane, client: &mut Client, count: u32) -> usize {
+fn next(plane: &Plane, client: &mut Python, count: u32) -> usize {
     let before = counts(plane, count);
     assert_eq!(client.ask(CONNECT), "None");
     let after = counts(plane, count);
@@ -51,7 +52,7 @@ fn next(plane: &Plane, client: &mut Client, count: u32) -> usize {
     changed[0] + 1
 }
 
-fn connect(client: &mut Client, times: u32) {
+fn connect(client: &mut Python, times: u32) {
     let done = client.ask(&format!("[{CONNECT} for _ in range({times})].count(None)"));
     assert_eq!(done, times.to_string());
 }
@@ -67,7 +68,7 @@ fn random_and_maglev_spread_evenly() {
     for algorithm in [algorithm::RANDOM, algorithm::MAGLEV] {
         let place = Place::new();
         let (plane, _servers) = plane(&place, 4, by(algorithm));
-        let mut client = Client::new(&place.config.cgroup_root);
+        let mut client = Python::in_cgroup(&place.config.cgroup_root);
         connect(&mut client, 1000);
         let counts = counts(&plane, 4);
         assert_eq!(counts.iter().sum::<u64>(), 1000);
@@ -88,7 +89,7 @@ fn maglev_uses_the_services_table() {
         ..by(algorithm::MAGLEV)
     };
     plane.service(1, row);
-    let mut client = Client::new(&place.config.cgroup_root);
+    let mut client = Python::in_cgroup(&place.config.cgroup_root);
     connect(&mut client, 50);
     assert_eq!(counts(&plane, 3), [0, 50, 0]);
     plane.service(
@@ -112,8 +113,8 @@ fn round_robin_takes_turns() {
     let (mut plane, _servers) = plane(&place, 3, by(algorithm::ROUND_ROBIN));
     plane.serve(2, &[2, 3], by(algorithm::ROUND_ROBIN));
     plane.cluster_ip("10.96.0.2", 80, Protocol::Tcp, 2);
-    let mut client = Client::new(&place.config.cgroup_root);
-    let mut other = Client::isolated(&place.config.cgroup_root);
+    let mut client = Python::in_cgroup(&place.config.cgroup_root);
+    let mut other = Python::isolated(&place.config.cgroup_root);
     let mut order = Vec::new();
     for _ in 0..4 {
         order.push(next(&plane, &mut client, 3));
@@ -144,7 +145,7 @@ fn datagrams_follow_the_algorithm_and_affinity_once_per_socket() {
     plane.serve(2, &[1, 2, 3], sticky);
     plane.cluster_ip("10.96.0.1", 80, Protocol::Udp, 1);
     plane.cluster_ip("10.96.0.2", 80, Protocol::Udp, 2);
-    let mut client = Client::new(&place.config.cgroup_root);
+    let mut client = Python::in_cgroup(&place.config.cgroup_root);
     let datagrams = |plane: &Plane| {
         let stats = plane.kernel.stats().unwrap();
         [1, 2, 3].map(|id| stats.get(id).unwrap().datagrams)
@@ -170,14 +171,14 @@ fn least_conn_picks_the_emptier_also_when_clients_die() {
             .map(|id| stats.get(id).unwrap())
             .map(|s| s.connections - s.closed)
     };
-    let mut first = Client::new(&place.config.cgroup_root);
+    let mut first = Python::in_cgroup(&place.config.cgroup_root);
     for _ in 0..20 {
         first.ask(HOLD);
         let open = open(&plane);
         assert!(open[0].abs_diff(open[1]) <= 1, "{open:?}");
     }
     // one half of them, whose sockets are in a network namespace of their own, is killed
-    let mut pod = Client::isolated(&place.config.cgroup_root);
+    let mut pod = Python::isolated(&place.config.cgroup_root);
     for _ in 0..10 {
         pod.ask(HOLD);
     }
@@ -189,7 +190,7 @@ fn least_conn_picks_the_emptier_also_when_clients_die() {
     first.ask(own);
     first.ask("S.clear()");
     assert_eq!(open(&plane), [0, 0]);
-    let mut busy = Client::new(&place.config.cgroup_root);
+    let mut busy = Python::in_cgroup(&place.config.cgroup_root);
     for _ in 0..10 {
         busy.ask(HOLD);
     }
@@ -202,7 +203,7 @@ fn least_conn_picks_the_emptier_also_when_clients_die() {
 fn least_conn_prefers_the_emptier_of_many() {
     let place = Place::new();
     let (plane, _servers) = plane(&place, 8, by(algorithm::LEAST_CONN));
-    let mut client = Client::new(&place.config.cgroup_root);
+    let mut client = Python::in_cgroup(&place.config.cgroup_root);
     for _ in 0..400 {
         client.ask(HOLD);
     }
@@ -217,7 +218,7 @@ fn source_hash_keeps_a_client_at_its_backend() {
     let (plane, _servers) = plane(&place, 4, by(algorithm::SOURCE_HASH));
     let mut used = BTreeSet::new();
     for _ in 0..24 {
-        let mut pod = Client::isolated(&place.config.cgroup_root);
+        let mut pod = Python::isolated(&place.config.cgroup_root);
         let before = counts(&plane, 4);
         for _ in 0..5 {
             pod.ask(CONNECT);
@@ -239,7 +240,7 @@ fn affinity_holds_expires_and_moves_when_the_backend_goes() {
         ..Service::default()
     };
     let (mut plane, _servers) = plane(&place, 4, sticky);
-    let mut client = Client::new(&place.config.cgroup_root);
+    let mut client = Python::in_cgroup(&place.config.cgroup_root);
     let first = next(&plane, &mut client, 4);
     for _ in 0..20 {
         assert_eq!(next(&plane, &mut client, 4), first);
@@ -253,7 +254,7 @@ fn affinity_holds_expires_and_moves_when_the_backend_goes() {
     // clients are told apart by network namespace: not all have the same backend
     let mut others = BTreeSet::from([first]);
     for _ in 0..16 {
-        let mut pod = Client::isolated(&place.config.cgroup_root);
+        let mut pod = Python::isolated(&place.config.cgroup_root);
         let before = counts(&plane, 4);
         pod.ask(CONNECT);
         let after = counts(&plane, 4);
@@ -327,7 +328,7 @@ fn affinity_finds_its_backend_in_a_large_set_that_changes() {
     };
     plane.serve(1, &set(60..80), sticky);
     // a client that was given backend 3, by one of its 20 places
-    let mut pods = (0..200).map(|_| Client::isolated(&place.config.cgroup_root));
+    let mut pods = (0..200).map(|_| Python::isolated(&place.config.cgroup_root));
     let mut client = pods
         .find_map(|mut pod| {
             pod.ask(CONNECT);
@@ -372,7 +373,7 @@ fn source_ranges_let_in_whom_they_hold() {
         plane.write(&Write::PutSourceRange { key });
     }
     assert!(plane.node.has_source_ranges().unwrap());
-    let mut pod = Client::isolated(&place.config.cgroup_root);
+    let mut pod = Python::isolated(&place.config.cgroup_root);
     let cookie: u64 = pod.ask(COOKIE).parse().unwrap();
     let call = "tcp().connect(('192.0.2.10', 80))";
     let mut from = |plane: &mut Plane, addr: Option<&str>| {
@@ -414,15 +415,15 @@ fn the_address_of_a_namespace_is_that_of_its_default_route() {
     let place = Place::new();
     let (plane, _servers) = plane(&place, 1, Service::default());
     assert!(!plane.node.has_source_ranges().unwrap());
-    let mut pod = Client::isolated(&place.config.cgroup_root);
-    let mut bare = Client::isolated(&place.config.cgroup_root);
+    let mut pod = Python::isolated(&place.config.cgroup_root);
+    let mut bare = Python::isolated(&place.config.cgroup_root);
     let setup = "ip link set lo up && ip link add va type veth peer name vb && ip link add vc type veth peer name vd && \
         ip addr add 10.7.0.1/24 dev va && ip addr add 10.8.0.1/24 dev vc && ip addr add fd00:8::1/64 dev vc nodad && \
         for i in va vb vc vd; do ip link set $i up; done && ip route add default via 10.8.0.2";
     assert_eq!(pod.ask(&format!("__import__('os').system('{setup}')")), "0");
     let mut sources = Sources::new("/".into());
     let found = sources.read().unwrap();
-    let of = |client: &mut Client| {
+    let of = |client: &mut Python| {
         let cookie: u64 = client.ask(COOKIE).parse().unwrap();
         let addrs = found.get(&cookie)?;
         Some([addrs.v4, addrs.v6].map(|addr| addr.to_string()))
@@ -444,8 +445,8 @@ fn the_address_of_a_namespace_is_that_of_its_default_route() {
 fn a_namespace_that_opts_out_is_left_alone() {
     let place = Place::new();
     let (mut plane, _servers) = plane(&place, 1, Service::default());
-    let mut pod = Client::isolated(&place.config.cgroup_root);
-    let mut host = Client::new(&place.config.cgroup_root);
+    let mut pod = Python::isolated(&place.config.cgroup_root);
+    let mut host = Python::in_cgroup(&place.config.cgroup_root);
     let cookie: u64 = pod.ask(COOKIE).parse().unwrap();
     plane.node.set_opt_out(&[cookie].into()).unwrap();
     pod.ask(CONNECT);
@@ -463,7 +464,7 @@ fn a_full_table_of_connections_loses_no_connection() {
     let mut place = Place::new();
     place.config.sizes.sock_connections = 16;
     let (plane, _servers) = plane(&place, 1, Service::default());
-    let mut client = Client::new(&place.config.cgroup_root);
+    let mut client = Python::in_cgroup(&place.config.cgroup_root);
     for _ in 0..40 {
         client.ask(HOLD);
     }

@@ -7,7 +7,8 @@ use std::net::TcpListener;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use common::{Client, Place, frontend, key, service};
+use common::python::Python;
+use common::{Place, frontend, key, service};
 use dataplane_model::program::Programmer;
 use dataplane_model::{Family, Protocol};
 use dataplane_user::kernel::{Kernel, KernelError, RealMaps, Step};
@@ -55,7 +56,7 @@ fn a_first_start_that_is_cut_short_anywhere_is_finished_by_the_next() {
     for behind in 0.. {
         let place = Place::new();
         let cut = open_and_die(&place, behind, &mut seen);
-        let mut client = Client::new(&place.config.cgroup_root);
+        let mut client = Python::in_cgroup(&place.config.cgroup_root);
         let direct = format!("tcp().connect(('127.0.0.1', {port}))");
         assert_eq!(client.ask(&direct), "None", "behind {:?}", seen.last());
         let (kernel, mut programmer) = place.open();
@@ -86,7 +87,7 @@ const LOAD: &str = r"[(lambda s: (name(lambda: s.connect(('10.96.0.1', 80))), s.
 fn two_builds_that_replace_each_other_and_die_at_any_step_fail_no_connection() {
     let mut place = Place::new();
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let mut client = Client::new(&place.config.cgroup_root);
+    let mut client = Python::in_cgroup(&place.config.cgroup_root);
     {
         let (_kernel, mut programmer) = place.open();
         reconcile(&mut programmer, &listener);
@@ -112,7 +113,7 @@ fn two_builds_that_replace_each_other_and_die_at_any_step_fail_no_connection() {
             kept
         });
         let load = scope.spawn(|| {
-            let mut client = Client::new(&cgroup);
+            let mut client = Python::in_cgroup(&cgroup);
             let mut total = 0;
             while !stop.load(Ordering::Relaxed) {
                 let good: u32 = client.ask(LOAD).parse().unwrap();
@@ -128,7 +129,7 @@ fn two_builds_that_replace_each_other_and_die_at_any_step_fail_no_connection() {
             place.config.ebpf_log_level = if behind % 2 == 0 { 5 } else { 0 };
             let cut = open_and_die(&place, behind, &mut seen);
             let when = format!("behind step {behind}, {:?}", seen.last());
-            let ask = |client: &mut Client, what: &str| client.ask(what);
+            let ask = |client: &mut Python, what: &str| client.ask(what);
             assert_eq!(
                 ask(&mut client, "tcp().connect(('10.96.0.1', 80))"),
                 "None",

@@ -6,8 +6,9 @@ mod common;
 use std::net::{SocketAddr, TcpListener};
 use std::time::Duration;
 
+use common::Place;
 use common::plane::Plane;
-use common::{Client, Place};
+use common::python::Python;
 use dataplane_common::abi::{Event, Service, event_kind, service_flag};
 use dataplane_model::Protocol;
 use dataplane_user::kernel::Events;
@@ -38,8 +39,8 @@ async fn nothing(events: &mut Events) -> bool {
 }
 
 /// A client in a network namespace of its own, whose packets to 10.7.0.0/24 go nowhere.
-fn in_a_void(place: &Place) -> Client {
-    let mut client = Client::isolated(&place.config.cgroup_root);
+fn in_a_void(place: &Place) -> Python {
+    let mut client = Python::isolated(&place.config.cgroup_root);
     let void = "ip link add void type veth peer name hole && ip addr add 10.7.0.1/24 dev void && \
         ip link set void up && ip link set hole up && ip neigh add 10.7.0.2 lladdr 02:00:00:00:00:02 dev void";
     assert_eq!(client.ask(&format!("__import__('os').system('{void}')")), "0");
@@ -104,7 +105,7 @@ async fn a_refusal_is_told() {
     let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let plane = plane(&place, closed, 0);
     let mut events = plane.kernel.events().unwrap();
-    let mut client = Client::new(&place.config.cgroup_root);
+    let mut client = Python::in_cgroup(&place.config.cgroup_root);
     assert_eq!(client.ask("tcp().connect(('10.96.0.1', 80))"), "ECONNREFUSED");
     let event = next(&mut events).await;
     assert_eq!((event.kind, event.backend), (event_kind::CONNECT_FAILED, 1));
@@ -152,7 +153,7 @@ async fn good_connections_tell_nothing_and_broken_ones_time_out() {
     let place = Place::new();
     let plane = plane(&place, "127.0.0.1:7080".parse().unwrap(), 0);
     let mut events = plane.kernel.events().unwrap();
-    let mut client = Client::isolated(&place.config.cgroup_root);
+    let mut client = Python::isolated(&place.config.cgroup_root);
     assert_eq!(client.ask("__import__('os').system('ip link set lo up')"), "0");
     client.ask("S.update(l=tcp())");
     client.ask("S['l'].bind(('127.0.0.1', 7080))");
@@ -182,7 +183,7 @@ async fn a_late_answer_is_a_sign_of_life() {
     let place = Place::new();
     let plane = plane(&place, "10.7.0.1:7080".parse().unwrap(), 0);
     let mut events = plane.kernel.events().unwrap();
-    let mut client = Client::isolated(&place.config.cgroup_root);
+    let mut client = Python::isolated(&place.config.cgroup_root);
     let setup = "ip link set lo up && ip addr add 10.7.0.1/32 dev lo";
     assert_eq!(client.ask(&format!("__import__('os').system('{setup}')")), "0");
     client.ask("S.update(l=tcp())");

@@ -6,7 +6,8 @@ mod common;
 use std::net::TcpListener;
 
 use common::plane::Plane;
-use common::{Client, Place, frontend};
+use common::python::Python;
+use common::{Place, frontend};
 use dataplane_common::abi::{
     Addr, Service, SetWord, config_flag, frontend_kind, node_addr_flag, service_flag,
 };
@@ -46,7 +47,7 @@ fn node_ports_are_reached_at_the_nodes_addresses_only() {
         .node
         .set_addrs(&ports.map(|(a, f)| (addr(a), f)).into())
         .unwrap();
-    let mut client = Client::new(&place.config.cgroup_root);
+    let mut client = Python::in_cgroup(&place.config.cgroup_root);
     client.ask("S.update(a=tcp())");
     assert_eq!(client.ask("S['a'].connect(('127.7.7.1', 30001))"), "None");
     assert_eq!(client.ask("S['a'].getpeername()"), "('127.7.7.1', 30001)");
@@ -91,7 +92,7 @@ fn node_ports_at_localhost_are_the_hosts_alone() {
         (addr("::1"), node_addr_flag::LOOPBACK),
     ];
     plane.node.set_addrs(&both.into()).unwrap();
-    let mut host = Client::new(&place.config.cgroup_root);
+    let mut host = Python::in_cgroup(&place.config.cgroup_root);
     let v4 = "tcp().connect(('127.0.0.1', 30001))";
     let v6 = "tcp(socket.AF_INET6).connect(('::1', 30001))";
     assert_eq!([v4, v6].map(|e| host.ask(e)), ["ECONNREFUSED"; 2], "switched off");
@@ -102,7 +103,7 @@ fn node_ports_at_localhost_are_the_hosts_alone() {
     assert_eq!(host.ask("S['a'].getpeername()"), "('127.0.0.1', 30001)");
     assert_eq!(plane.counter("connected"), 3);
 
-    let mut pod = Client::isolated(&place.config.cgroup_root);
+    let mut pod = Python::isolated(&place.config.cgroup_root);
     // its loopback device is down
     assert_eq!(pod.ask(v4), "ENETUNREACH");
     assert_eq!(plane.counter("connected"), 3, "a pod's localhost is its own");
@@ -143,7 +144,7 @@ fn external_addresses_lead_to_the_cluster_set_and_the_cluster_ip_to_its_policys(
     for (address, kind) in kinds {
         plane.front(frontend(address, 80, Protocol::Tcp), 1, kind);
     }
-    let mut client = Client::new(&place.config.cgroup_root);
+    let mut client = Python::in_cgroup(&place.config.cgroup_root);
     for (address, kind) in kinds {
         let before = (plane.connections(1), plane.connections(2));
         assert_eq!(client.ask(&format!("tcp().connect(('{address}', 80))")), "None");
@@ -195,7 +196,7 @@ fn unknown_ports_of_service_addresses_are_refused() {
     plane.active_address("127.96.0.1");
     plane.cluster_ip("fd00:10:96::1", 80, Protocol::Tcp, 2);
     plane.active_address("fd00:10:96::1");
-    let mut client = Client::new(&place.config.cgroup_root);
+    let mut client = Python::in_cgroup(&place.config.cgroup_root);
     // port 0 of the key that marks the address is no port that one can connect to
     let unknown = [
         "tcp().connect(('127.96.0.1', 81))",
@@ -204,7 +205,7 @@ fn unknown_ports_of_service_addresses_are_refused() {
         "tcp(socket.AF_INET6).connect(('fd00:10:96::1', 81))",
         "tcp(socket.AF_INET6).connect(('::ffff:127.96.0.1', 81))",
     ];
-    let check = |client: &mut Client, plane: &Plane, expected: u64, why: &str| {
+    let check = |client: &mut Python, plane: &Plane, expected: u64, why: &str| {
         for expression in unknown {
             let answer = client.ask(expression);
             assert!(

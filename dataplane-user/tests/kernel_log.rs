@@ -6,7 +6,8 @@ mod common;
 use std::io::{self, Write};
 use std::time::Duration;
 
-use common::{Client, Place, frontend, key, service};
+use common::python::Python;
+use common::{Place, frontend, key, service};
 use dataplane_model::program::Programmer;
 use dataplane_model::{Family, Protocol};
 use dataplane_user::kernel::Kernel;
@@ -47,7 +48,7 @@ async fn programs_log_when_told_to_and_only_then() {
     let empty = service(frontend("10.96.0.1", 80, Protocol::Tcp), &[]);
     let change = [(key("a", Protocol::Tcp, Family::V4), Some(empty))];
     assert!(programmer.reconcile(change, 0).failed.is_empty());
-    let mut client = Client::new(&place.config.cgroup_root);
+    let mut client = Python::in_cgroup(&place.config.cgroup_root);
     let refused = "tcp().connect(('10.96.0.1', 80))";
     assert_eq!(client.ask(refused), "ECONNREFUSED");
     let wanted = async {

@@ -7,7 +7,8 @@ use std::net::{TcpListener, UdpSocket};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use common::{Client, Place, frontend, key, link_ids, service};
+use common::python::Python;
+use common::{Place, frontend, key, link_ids, service};
 use dataplane_common::abi::Counter;
 use dataplane_model::program::{Maps, Programmer};
 use dataplane_model::{Family, Protocol};
@@ -51,7 +52,7 @@ fn found(programmer: &Programmer<RealMaps>) -> [u32; 4] {
 /// A TCP and a UDP service, a backend of each, and a client with a connection and an unconnected datagram socket.
 struct Scene {
     // before the place, which it is a process of
-    client: Client,
+    client: Python,
     listener: TcpListener,
     echo: UdpSocket,
     place: Place,
@@ -63,7 +64,7 @@ impl Scene {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let echo = UdpSocket::bind("127.0.0.1:0").unwrap();
         let mut scene = Self {
-            client: Client::new(&place.config.cgroup_root),
+            client: Python::in_cgroup(&place.config.cgroup_root),
             place,
             listener,
             echo,
@@ -118,7 +119,7 @@ impl Scene {
 
     /// All that was begun goes on, and new things begin.
     fn check(&mut self, when: &str) {
-        let ask = |client: &mut Client, what| client.ask(what);
+        let ask = |client: &mut Python, what| client.ask(what);
         assert_eq!(
             ask(&mut self.client, "tcp().connect(('10.96.0.1', 80))"),
             "None",
@@ -341,7 +342,7 @@ fn connections_go_on_while_maps_change_their_size() {
         let load = scope.spawn(|| {
             // the last connections wait to be accepted
             let _done = SetOnDrop(&done);
-            let mut client = Client::new(&cgroup);
+            let mut client = Python::in_cgroup(&cgroup);
             let mut total = 0;
             while !stop.load(Ordering::Relaxed) {
                 let good: u32 = client.ask(LOAD).parse().unwrap();

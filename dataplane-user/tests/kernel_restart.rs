@@ -4,7 +4,8 @@ mod common;
 
 use std::net::TcpListener;
 
-use common::{Client, Place, frontend, key, link_ids, service};
+use common::python::Python;
+use common::{Place, frontend, key, link_ids, service};
 use dataplane_common::abi::{Counter, Slot};
 use dataplane_model::program::{Maps, Write};
 use dataplane_model::{Family, Protocol};
@@ -22,7 +23,7 @@ fn a_restart_replaces_programs_and_keeps_everything_else() {
         Some(service(front, &[backend])),
     )];
     assert!(programmer.reconcile(change.clone(), 0).failed.is_empty());
-    let mut client = Client::new(&place.config.cgroup_root);
+    let mut client = Python::in_cgroup(&place.config.cgroup_root);
     client.ask("S.update(a=tcp())");
     assert_eq!(client.ask("S['a'].connect(('10.96.0.1', 80))"), "None");
     let before: Vec<(String, u32)> = kernel
@@ -96,7 +97,7 @@ fn an_upgrade_and_a_downgrade_replace_programs_below_their_links() {
     };
     let (links, maps, size) = (link_ids(&kernel), map_ids(&place), instructions(&kernel));
     drop((kernel, programmer));
-    let mut client = Client::new(&place.config.cgroup_root);
+    let mut client = Python::in_cgroup(&place.config.cgroup_root);
     client.ask("S.update(a=tcp(), u=udp())");
     assert_eq!(client.ask("S['a'].connect(('10.96.0.1', 80))"), "None");
     let mut sent = 0;
@@ -144,12 +145,12 @@ fn two_kernels_do_not_see_each_other() {
             .is_empty()
     );
     assert_eq!(
-        Client::new(&one.config.cgroup_root).ask("tcp().connect(('127.66.0.1', 9))"),
+        Python::in_cgroup(&one.config.cgroup_root).ask("tcp().connect(('127.66.0.1', 9))"),
         "None"
     );
     // the other node has no such service: the address is what it is without Beeline, a closed port
     assert_eq!(
-        Client::new(&two.config.cgroup_root).ask("tcp().connect(('127.66.0.1', 9))"),
+        Python::in_cgroup(&two.config.cgroup_root).ask("tcp().connect(('127.66.0.1', 9))"),
         "ECONNREFUSED"
     );
     assert!(kernel_two.counters().unwrap().iter().all(|(_, n)| *n == 0));
@@ -211,7 +212,7 @@ fn broken_maps_are_refused_and_counted() {
     let row = programmer.maps().backend(backend_id).unwrap();
     let frontends = programmer.maps().frontends().unwrap();
     let (_, value) = *frontends.iter().find(|(key, _)| *key == front).unwrap();
-    let mut client = Client::new(&place.config.cgroup_root);
+    let mut client = Python::in_cgroup(&place.config.cgroup_root);
     let mut expect = |programmer: &mut dataplane_model::program::Programmer<RealMaps>,
                       write: Write<'_>,
                       counter: Counter| {

@@ -6,7 +6,8 @@ mod common;
 use std::collections::BTreeMap;
 use std::net::{SocketAddr, TcpListener, UdpSocket};
 
-use common::{Client, Place, frontend, key, service};
+use common::python::Python;
+use common::{Place, frontend, key, service};
 use dataplane_model::{Family, Protocol};
 use dataplane_user::kernel::Kernel;
 
@@ -57,7 +58,7 @@ fn tcp_reaches_a_backend_and_sees_the_service() {
         ),
     ];
     assert!(programmer.reconcile(changes, 0).failed.is_empty());
-    let mut client = Client::new(&place.config.cgroup_root);
+    let mut client = Python::in_cgroup(&place.config.cgroup_root);
 
     client.ask("S.update(a=tcp())");
     assert_eq!(client.ask("S['a'].connect(('10.96.0.1', 80))"), "None");
@@ -128,7 +129,7 @@ fn a_service_without_backends_refuses() {
         ),
     ];
     assert!(programmer.reconcile(changes, 0).failed.is_empty());
-    let mut client = Client::new(&place.config.cgroup_root);
+    let mut client = Python::in_cgroup(&place.config.cgroup_root);
     for expression in [
         "tcp().connect(('10.96.0.1', 80))",
         "tcp(socket.AF_INET6).connect(('fd00:10:96::1', 80))",
@@ -157,7 +158,7 @@ fn udp_replies_come_from_the_service() {
                 .failed
                 .is_empty()
         );
-        let mut client = Client::new(&place.config.cgroup_root);
+        let mut client = Python::in_cgroup(&place.config.cgroup_root);
 
         // unconnected: the reply's source is the frontend, and the backend stays the same for the socket
         client.ask(&format!("S.update(a=udp({af}))"));
@@ -227,7 +228,7 @@ fn connections_are_spread_over_backends() {
             .failed
             .is_empty()
     );
-    let mut client = Client::new(&place.config.cgroup_root);
+    let mut client = Python::in_cgroup(&place.config.cgroup_root);
     let done = client.ask("[tcp().connect(('10.96.0.1', 80)) for _ in range(600)].count(None)");
     assert_eq!(done, "600");
     let stats = kernel.stats().unwrap();
@@ -255,7 +256,7 @@ fn a_socket_can_be_reconnected() {
             .failed
             .is_empty()
     );
-    let mut client = Client::new(&place.config.cgroup_root);
+    let mut client = Python::in_cgroup(&place.config.cgroup_root);
     client.ask("S.update(a=udp())");
     client.ask("S['a'].connect(('10.96.0.1', 53))");
     client.ask("S['a'].connect(('10.96.0.1', 53))");

@@ -11,8 +11,9 @@ use std::net::IpAddr;
 use std::os::fd::AsRawFd as _;
 
 use common::Place;
-use common::net::{Netns, Python};
+use common::net::Netns;
 use common::plane::Plane;
+use common::python::Python;
 use dataplane_common::abi::{
     Addr, Device, Service, device_flag, frontend_kind, node_addr_flag, service_flag,
 };

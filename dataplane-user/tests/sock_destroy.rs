@@ -6,8 +6,9 @@ mod common;
 use std::net::SocketAddr;
 use std::path::Path;
 
+use common::Place;
 use common::plane::Plane;
-use common::{Client, Place};
+use common::python::Python;
 use dataplane_common::abi::{BePort, Service, protocol};
 use dataplane_model::{BackendKey, Family, Protocol};
 use dataplane_user::flow::destroy::{Report, Stale, destroy};
@@ -33,8 +34,8 @@ fn plane(place: &Place) -> Plane {
 
 /// A pod with the server, and sockets connected to it: a and b through the services, c (IPv6 socket) through the first,
 /// d directly; the same with capitals for TCP.
-fn pod(place: &Place) -> Client {
-    let mut pod = Client::isolated(&place.config.cgroup_root);
+fn pod(place: &Place) -> Python {
+    let mut pod = Python::isolated(&place.config.cgroup_root);
     assert_eq!(pod.ask("__import__('os').system('ip link set lo up')"), "0");
     pod.ask("S.update(s=udp(), l=tcp())");
     pod.ask("[S[n].bind(('127.0.0.1', 7999)) for n in 'sl']");
@@ -56,7 +57,7 @@ fn pod(place: &Place) -> Client {
 }
 
 /// Which of the pod's sockets are still connected.
-fn connected(pod: &mut Client) -> String {
+fn connected(pod: &mut Python) -> String {
     pod.ask("''.join(n for n in 'abcdABCD' if name(lambda: S[n].send(b'x')) == 1)")
 }
 

@@ -14,7 +14,7 @@ use axum::routing::{any, get, put};
 use hyper_util::service::TowerToHyperService;
 use jiff::Timestamp;
 use serde_json::Value;
-use tokio::net::{TcpListener, TcpSocket, UnixListener};
+use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{mpsc, oneshot};
 use tracing::{info, warn};
 
@@ -258,23 +258,10 @@ pub fn admin_router(context: Context) -> Router {
 fn bind(addr: SocketAddr) -> std::io::Result<TcpListener> {
     let any_v6 = SocketAddr::from((std::net::Ipv6Addr::UNSPECIFIED, addr.port()));
     let both = addr.is_ipv4() && addr.ip().is_unspecified();
-    let listen = |addr: SocketAddr| {
-        let socket = if addr.is_ipv4() {
-            TcpSocket::new_v4()
-        } else {
-            TcpSocket::new_v6()
-        }?;
-        socket.set_reuseaddr(true)?;
-        if both && addr.is_ipv6() {
-            nix::sys::socket::setsockopt(&socket, nix::sys::socket::sockopt::Ipv6V6Only, &false)?;
-        }
-        socket.bind(addr)?;
-        socket.listen(128)
-    };
-    if both && let Ok(listener) = listen(any_v6) {
+    if both && let Ok(listener) = serve::listen(any_v6, Some(false)) {
         return Ok(listener);
     }
-    listen(addr)
+    serve::listen(addr, None)
 }
 
 /// Serves at an address for ever; what is in the way of binding may go away.

@@ -1,12 +1,13 @@
 //! What Prometheus reads: kube-proxy's names where they mean the same (spec kube-proxy 4), ours with `beeline_`.
 
+mod labels;
+
 use std::borrow::Cow;
 use std::fmt::Write as _;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
 
 use dataplane_model::program::Fill;
-use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -17,94 +18,9 @@ use prometheus_client::registry::Registry;
 use super::process::Process;
 use super::rest::RestClient;
 use crate::flow::gc;
-
-/// Label of a map.
-#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
-struct MapLabel {
-    map: &'static str,
-}
-
-/// Labels of flows that were removed.
-#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
-struct RemovedLabel {
-    map: &'static str,
-    reason: &'static str,
-}
-
-/// Label of an event in the programs.
-#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
-struct EventLabel {
-    event: &'static str,
-}
-
-/// Label of an address family, spelled as kube-proxy does.
-#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
-pub struct FamilyLabel {
-    /// `IPv4` or `IPv6`.
-    pub ip_family: &'static str,
-}
-
-impl FamilyLabel {
-    /// The label of a family.
-    #[must_use]
-    pub const fn of(family: dataplane_model::Family) -> Self {
-        Self {
-            ip_family: match family {
-                dataplane_model::Family::V4 => "IPv4",
-                dataplane_model::Family::V6 => "IPv6",
-            },
-        }
-    }
-}
-
-/// Labels of the services that a `Local` policy leaves without endpoints.
-#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
-pub struct PolicyLabel {
-    /// `internal` or `external`.
-    pub traffic_policy: &'static str,
-    /// `IPv4` or `IPv6`.
-    pub ip_family: &'static str,
-}
-
-/// Label of a HTTP answer.
-#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
-pub struct CodeLabel {
-    /// 200 or 503.
-    pub code: u32,
-}
-
-/// Label of a kind of object.
-#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
-pub struct KindLabel {
-    /// `Service`, `EndpointSlice` or `Node`.
-    pub kind: &'static str,
-}
-
-#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
-struct VersionLabel {
-    version: &'static str,
-}
-
-/// Labels of `kubernetes_build_info`, as every Kubernetes component has them.
-#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
-pub(super) struct BuildLabels {
-    pub(super) major: &'static str,
-    pub(super) minor: &'static str,
-    pub(super) git_version: &'static str,
-    git_commit: &'static str,
-    git_tree_state: &'static str,
-    build_date: &'static str,
-    go_version: &'static str,
-    compiler: &'static str,
-    platform: &'static str,
-}
-
-/// Label of a probe.
-#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
-struct ProbeLabel {
-    /// `answered`, `refused` or `silent`.
-    result: &'static str,
-}
+pub(super) use labels::BUILD;
+pub use labels::{CodeLabel, FamilyLabel, KindLabel, PolicyLabel};
+use labels::{EventLabel, MapLabel, ProbeLabel, RemovedLabel, VersionLabel};
 
 /// A histogram by family. The constructor has a name so that the type does.
 pub type FamilyHistogram = Family<FamilyLabel, Histogram, fn() -> Histogram>;
@@ -124,23 +40,6 @@ fn latency_histogram() -> Histogram {
         .chain((120..=300).step_by(30).map(f64::from));
     Histogram::new(buckets)
 }
-
-/// What this build says of itself to those who compare components' versions. A skew alert compares major and minor.
-pub(super) const BUILD: BuildLabels = BuildLabels {
-    major: "1",
-    minor: "36",
-    git_version: concat!("v1.36.0+beeline-", env!("CARGO_PKG_VERSION")),
-    git_commit: "",
-    git_tree_state: "",
-    build_date: "",
-    go_version: "",
-    compiler: "rustc",
-    platform: if cfg!(target_arch = "aarch64") {
-        "linux/arm64"
-    } else {
-        "linux/amd64"
-    },
-};
 
 /// Every metric of the agent.
 #[derive(Debug)]
@@ -472,7 +371,7 @@ impl Metrics {
             "Time until the API began to answer",
             Box::new(rest.duration.clone()),
         );
-        let kubernetes = Family::<BuildLabels, Gauge>::default();
+        let kubernetes = Family::<labels::BuildLabels, Gauge>::default();
         kubernetes.get_or_create(&BUILD).set(1);
         add(
             "kubernetes_build_info",

@@ -3,66 +3,52 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
-use futures::{StreamExt as _, TryStreamExt as _};
-use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
+use futures::TryStreamExt as _;
+use rtnetlink::packet_core::NetlinkPayload;
 use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags, AddressMessage, AddressScope};
 use rtnetlink::packet_route::link::{
     InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage,
 };
 use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteType};
-use rtnetlink::{Handle, MulticastGroup, RouteMessageBuilder};
+use rtnetlink::{MulticastGroup, RouteMessageBuilder};
 
 use super::select::{Link, LinkAddress, Seen};
+use crate::rtnl::{Message, Socket, own_address};
 
-/// Changes come in bursts: one is waited out before everything is read again, but not longer than [`LONGEST`].
+/// How long a burst of changes is waited out before everything is read again.
 const QUIET: Duration = Duration::from_millis(50);
-const LONGEST: Duration = Duration::from_secs(1);
-
-type Messages = futures::channel::mpsc::UnboundedReceiver<(
-    NetlinkMessage<RouteNetlinkMessage>,
-    rtnetlink::sys::SocketAddr,
-)>;
 
 /// A netlink socket in the network namespace of the thread that opens it.
-pub(super) struct Host {
-    handle: Handle,
-    messages: Messages,
-    connection: tokio::task::JoinHandle<()>,
-}
+pub(super) struct Host(Socket);
 
 impl Host {
     pub(super) fn open() -> std::io::Result<Self> {
-        let groups = [
+        Socket::open(&[
             MulticastGroup::Link,
             MulticastGroup::Ipv4Ifaddr,
             MulticastGroup::Ipv6Ifaddr,
             MulticastGroup::Ipv4Route,
             MulticastGroup::Ipv6Route,
-        ];
-        let (connection, handle, messages) = rtnetlink::new_multicast_connection(&groups)?;
-        Ok(Self {
-            handle,
-            messages,
-            connection: tokio::spawn(connection),
-        })
+        ])
+        .map(Self)
     }
 
     /// Everything as it is now.
     pub(super) async fn seen(&self) -> Result<Seen, rtnetlink::Error> {
         let mut seen = Seen::default();
-        let links: Vec<LinkMessage> = self.handle.link().get().execute().try_collect().await?;
+        let links: Vec<LinkMessage> = self.0.handle.link().get().execute().try_collect().await?;
         for message in &links {
             seen.links.insert(message.header.index, link(message));
         }
-        let addresses: Vec<AddressMessage> = self.handle.address().get().execute().try_collect().await?;
+        let addresses: Vec<AddressMessage> = self.0.handle.address().get().execute().try_collect().await?;
         seen.addresses = addresses.iter().filter_map(address).collect();
         for family in [
             RouteMessageBuilder::<Ipv4Addr>::new().build(),
             RouteMessageBuilder::<Ipv6Addr>::new().build(),
         ] {
             // thousands on some hosts: only those that say something about devices are kept
-            let mut routes = self.handle.route().get(family).execute();
+            let mut routes = self.0.handle.route().get(family).execute();
             while let Some(route) = routes.try_next().await? {
                 match route.header.destination_prefix_length {
                     0 => seen.default_routes.extend(route_devices(&route)),
@@ -74,36 +60,14 @@ impl Host {
         Ok(seen)
     }
 
-    /// Ends when something may have changed; also when the kernel has dropped messages. False if there will be none any
-    /// more.
+    /// As [`Socket::changed`].
     pub(super) async fn changed(&mut self) -> bool {
-        loop {
-            match self.messages.next().await {
-                None => return false,
-                Some((message, _)) if matters(&message) => break,
-                Some(_) => {}
-            }
-        }
-        let wait = async {
-            while let Ok(next) = tokio::time::timeout(QUIET, self.messages.next()).await {
-                if next.is_none() {
-                    return false;
-                }
-            }
-            true
-        };
-        tokio::time::timeout(LONGEST, wait).await.unwrap_or(true)
-    }
-}
-
-impl Drop for Host {
-    fn drop(&mut self) {
-        self.connection.abort();
+        self.0.changed(QUIET, matters).await
     }
 }
 
 /// Routes come and go by the thousand; only default ones and those to single hosts say anything about devices.
-fn matters(message: &NetlinkMessage<RouteNetlinkMessage>) -> bool {
+fn matters(message: &Message) -> bool {
     match &message.payload {
         NetlinkPayload::InnerMessage(
             RouteNetlinkMessage::NewRoute(route) | RouteNetlinkMessage::DelRoute(route),
@@ -141,17 +105,11 @@ fn link(message: &LinkMessage) -> Link {
 }
 
 fn address(message: &AddressMessage) -> Option<LinkAddress> {
-    let (mut local, mut other, mut flags) = (None, None, AddressFlags::empty());
-    for attribute in &message.attributes {
-        match attribute {
-            // the interface's own: on a point-to-point link the other one is the other end's
-            AddressAttribute::Local(ip) => local = Some(*ip),
-            AddressAttribute::Address(ip) => other = Some(*ip),
-            AddressAttribute::Flags(all) => flags = *all,
-            _ => {}
-        }
-    }
-    let ip: IpAddr = local.or(other)?;
+    let ip = own_address(message)?;
+    let flags = message.attributes.iter().find_map(|attribute| match attribute {
+        AddressAttribute::Flags(flags) => Some(*flags),
+        _ => None,
+    });
     let worse = AddressFlags::Secondary
         | AddressFlags::Tentative
         | AddressFlags::Deprecated
@@ -161,7 +119,7 @@ fn address(message: &AddressMessage) -> Option<LinkAddress> {
         ip,
         global: matches!(message.header.scope, AddressScope::Universe | AddressScope::Site)
             && !ip.is_loopback(),
-        preferred: !flags.intersects(worse),
+        preferred: !flags.is_some_and(|flags| flags.intersects(worse)),
     })
 }
 

@@ -100,23 +100,12 @@ pub struct Detector {
 impl Detector {
     /// A connection to the backend failed, or timed out. True if it is to be probed now.
     pub fn failed(&mut self, target: Target, now: Instant) -> bool {
-        let watch = self.watched.entry(target.id).or_insert(Watch {
-            target,
-            phase: Phase::Good { until: now },
-            returned: None,
-            answers: 1,
-            reachable: false,
-            trial: TRIAL,
-        });
+        let watch = self
+            .watched
+            .entry(target.id)
+            .or_insert_with(|| Watch::new(target, now));
         if watch.target != target {
-            *watch = Watch {
-                target,
-                phase: Phase::Good { until: now },
-                returned: None,
-                answers: 1,
-                reachable: false,
-                trial: TRIAL,
-            };
+            *watch = Watch::new(target, now);
         }
         match watch.phase {
             Phase::Good { until } if until <= now => {
@@ -249,6 +238,17 @@ impl Detector {
 }
 
 impl Watch {
+    fn new(target: Target, now: Instant) -> Self {
+        Self {
+            target,
+            phase: Phase::Good { until: now },
+            returned: None,
+            answers: 1,
+            reachable: false,
+            trial: TRIAL,
+        }
+    }
+
     /// True if it was suspect.
     fn good(&mut self, now: Instant) -> bool {
         let was = matches!(self.phase, Phase::Suspect { .. });

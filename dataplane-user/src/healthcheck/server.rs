@@ -11,7 +11,6 @@ use http_body_util::Full;
 use hyper::body::Bytes;
 use hyper::service::service_fn;
 use serde_json::json;
-use tokio::net::TcpSocket;
 use tokio::task::JoinHandle;
 
 use super::Healthy;
@@ -70,17 +69,7 @@ pub(super) struct Listener {
 impl Listener {
     /// Listens. IPv6 addresses are for IPv6 only.
     pub(super) fn open(addr: SocketAddr, subject: Subject, local_endpoints: u32) -> io::Result<Self> {
-        let socket = if addr.is_ipv4() {
-            TcpSocket::new_v4()
-        } else {
-            TcpSocket::new_v6()
-        }?;
-        socket.set_reuseaddr(true)?;
-        if addr.is_ipv6() {
-            nix::sys::socket::setsockopt(&socket, nix::sys::socket::sockopt::Ipv6V6Only, &true)?;
-        }
-        socket.bind(addr)?;
-        let listener = socket.listen(128)?;
+        let listener = serve::listen(addr, Some(true))?;
         subject.local_endpoints.store(local_endpoints, Ordering::Relaxed);
         let local_endpoints = Arc::clone(&subject.local_endpoints);
         let service = service_fn(move |_request| {

@@ -1,15 +1,13 @@
-//! A cgroup and a pin directory of a test's own, and processes in that cgroup.
+//! A cgroup and a pin directory of a test's own.
 #![allow(dead_code, reason = "each test binary uses its own part")]
 #![allow(clippy::unwrap_used, reason = "a test that cannot be set up fails")]
 
 pub(crate) mod net;
 pub(crate) mod plane;
+pub(crate) mod python;
 
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
-use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use dataplane_common::abi::{BePort, FrontendKey, frontend_kind, service_flag};
@@ -138,85 +136,5 @@ pub(crate) fn service(front: FrontendKey, backends: &[std::net::SocketAddr]) -> 
             ..ServiceConfig::default()
         },
         source_ranges: Box::default(),
-    }
-}
-
-/// A Python interpreter in the cgroup that runs one line at a time and answers with what it prints. Sockets are made with
-/// the plain system calls, so what it reports is what any program sees.
-pub(crate) struct Client {
-    child: Child,
-    input: ChildStdin,
-    output: BufReader<ChildStdout>,
-}
-
-const LOOP: &str = r#"
-import socket, sys, errno
-S = {}
-def tcp(f=socket.AF_INET): return socket.socket(f, socket.SOCK_STREAM)
-def udp(f=socket.AF_INET):
-    s = socket.socket(f, socket.SOCK_DGRAM); s.settimeout(5); return s
-def name(f):
-    try: return f()
-    except OSError as e: return errno.errorcode[e.errno]
-for line in sys.stdin:
-    try: r = eval(line)
-    except OSError as e: r = errno.errorcode.get(e.errno, str(e))
-    print(r, flush=True)
-"#;
-
-impl Client {
-    pub(crate) fn new(cgroup: &Path) -> Self {
-        Self::start(cgroup, false)
-    }
-
-    /// In a network namespace of its own, as a pod is.
-    pub(crate) fn isolated(cgroup: &Path) -> Self {
-        Self::start(cgroup, true)
-    }
-
-    fn start(cgroup: &Path, isolated: bool) -> Self {
-        let procs = cgroup.join("cgroup.procs");
-        let mut command = Command::new("python3");
-        command
-            .args(["-u", "-c", LOOP])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped());
-        // SAFETY: only system calls between fork and exec; "0" means the writing process itself.
-        unsafe {
-            command.pre_exec(move || {
-                fs::write(&procs, "0")?;
-                if isolated {
-                    nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET)?;
-                }
-                Ok(())
-            })
-        };
-        let mut child = command.spawn().unwrap();
-        let (input, output) = (
-            child.stdin.take().unwrap(),
-            BufReader::new(child.stdout.take().unwrap()),
-        );
-        Self { child, input, output }
-    }
-
-    pub(crate) fn ask(&mut self, expression: &str) -> String {
-        writeln!(self.input, "{expression}").unwrap();
-        let mut line = String::new();
-        assert!(
-            self.output.read_line(&mut line).unwrap() > 0,
-            "client died at {expression}"
-        );
-        line.trim().to_string()
-    }
-
-    pub(crate) fn kill(mut self) {
-        self.child.kill().unwrap();
-    }
-}
-
-impl Drop for Client {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
     }
 }
