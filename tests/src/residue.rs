@@ -82,9 +82,25 @@ pub fn clusters() -> Result<Vec<(String, u32)>> {
 /// When cgroup v2 or bpffs is not mounted.
 pub fn listing() -> Result<Vec<String>> {
     let running = |name: &str| owner(name).is_some_and(|(cluster, pid)| in_use(&cluster, pid));
+    lines(running)
+}
+
+/// The same of what this process has made, whether it still runs or not.
+///
+/// # Errors
+/// When cgroup v2 or bpffs is not mounted.
+pub fn made_by(pid: u32) -> Result<Vec<String>> {
+    let prefix = format!("bl{pid}-");
+    let mut lines = lines(|_| false)?;
+    lines.retain(|line| line.contains(&prefix));
+    Ok(lines)
+}
+
+/// Everything but what belongs to names that are left out.
+fn lines(left_out: impl Fn(&str) -> bool) -> Result<Vec<String>> {
     let idle = |dir: &Path| -> Vec<String> {
         let names = names_in(dir).into_iter();
-        names.filter(|name| !running(name)).collect()
+        names.filter(|name| !left_out(name)).collect()
     };
     let mut lines: Vec<String> = idle(Path::new(netns::DIR))
         .iter()

@@ -7,16 +7,6 @@ use beeline_tests::{program, residue};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-/// What a process with this id has left on the machine.
-fn left_by(pid: u32) -> Vec<String> {
-    let prefix = format!("bl{pid}-");
-    residue::listing()
-        .unwrap()
-        .into_iter()
-        .filter(|line| line.contains(&prefix))
-        .collect()
-}
-
 #[test]
 fn the_demo_succeeds_and_cleans_up() {
     let child = Command::new(program("beeline-demo").unwrap())
@@ -30,7 +20,7 @@ fn the_demo_succeeds_and_cleans_up() {
     for wanted in ["service/myweb created", "ebpf", "all as it should be"] {
         assert!(text.contains(wanted), "no {wanted:?} in:\n{text}");
     }
-    assert_eq!(left_by(pid), Vec::<String>::new());
+    assert_eq!(residue::made_by(pid).unwrap(), Vec::<String>::new());
 }
 
 #[test]
@@ -48,9 +38,9 @@ fn ctrl_c_cleans_up() {
             .map_while(Result::ok)
             .any(|line| line.contains("starting three pods"))
     );
-    assert!(!left_by(pid).is_empty());
+    assert!(!residue::made_by(pid).unwrap().is_empty());
     kill(Pid::from_raw(i32::try_from(pid).unwrap()), Signal::SIGINT).unwrap();
     let status = child.wait().unwrap();
     assert_eq!(status.code(), Some(130), "{status}");
-    assert_eq!(left_by(pid), Vec::<String>::new());
+    assert_eq!(residue::made_by(pid).unwrap(), Vec::<String>::new());
 }
