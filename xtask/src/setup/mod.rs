@@ -30,7 +30,7 @@ const PIECES: [Piece; 3] = [
         install: bpf_linker::install,
     },
     Piece {
-        name: "programs for the tests and the demo",
+        name: "programs for the build, the tests and the demo",
         missing: packages::missing,
         install: packages::install,
     },

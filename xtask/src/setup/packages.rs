@@ -1,4 +1,4 @@
-//! Programs that the tests and the demo start, and the Debian packages that hold them.
+//! Programs that the build, the tests and the demo start, and the Debian packages that hold them.
 
 use std::process::Command;
 
@@ -7,7 +7,9 @@ use anyhow::{Context, Result, bail};
 use crate::run;
 
 /// (program, Debian package). kubectl is apart: Debian's own is too old in some releases.
-const PROGRAMS: [(&str, &str); 13] = [
+const PROGRAMS: [(&str, &str); 14] = [
+    // jemalloc is built by its own makefile
+    ("make", "make"),
     ("ip", "iproute2"),
     ("curl", "curl"),
     ("bpftool", "bpftool"),
