@@ -22,8 +22,9 @@ pub enum Op {
     DeleteLink(u32, String),
     /// Makes a VXLAN device and switches it on.
     CreateDevice(Box<Device>),
-    /// Sets Ethernet address, MTU, and on.
-    SetDevice(u32, Box<Device>),
+    /// Sets MTU, and on; the Ethernet address only where that is said: neighbour entries go with it even if it stays the
+    /// same (`NETDEV_CHANGEADDR`), and packets are lost until they are back.
+    SetDevice(u32, Box<Device>, bool),
     /// Adds an address to a device.
     AddAddress(u32, IpNet),
     /// Removes one.
@@ -81,7 +82,8 @@ pub fn devices(kernel: &Snapshot, desired: &Desired) -> Changes {
         match wanted.get(link.name.as_str()) {
             Some(device) if is_right(link, device) => {}
             Some(device) if link.vxlan == Some(device.params) => {
-                changes.push(Op::SetDevice(link.index, Box::new((*device).clone())));
+                let other_mac = link.mac != Some(device.mac);
+                changes.push(Op::SetDevice(link.index, Box::new((*device).clone()), other_mac));
             }
             Some(device) => {
                 deletions.push(Op::DeleteLink(link.index, link.name.clone()));

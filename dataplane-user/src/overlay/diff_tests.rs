@@ -88,7 +88,7 @@ fn apply(kernel: &mut Snapshot, changes: &Changes) {
                 up: true,
                 vxlan: Some(device.params),
             }),
-            Op::SetDevice(index, device) => {
+            Op::SetDevice(index, device, _) => {
                 let link = kernel.links.iter_mut().find(|link| link.index == *index).unwrap();
                 (link.mac, link.mtu, link.up) = (Some(device.mac), device.mtu, true);
             }

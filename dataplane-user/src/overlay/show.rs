@@ -8,7 +8,7 @@ impl std::fmt::Display for Op {
         match self {
             Self::DeleteLink(_, name) => write!(f, "delete link {name}"),
             Self::CreateDevice(device) => write!(f, "create link {}", device.name),
-            Self::SetDevice(_, device) => write!(f, "set link {}", device.name),
+            Self::SetDevice(_, device, _) => write!(f, "set link {}", device.name),
             Self::AddAddress(index, net) => write!(f, "add address {net} to link {index}"),
             Self::DeleteAddress(index, net) => write!(f, "delete address {net} from link {index}"),
             Self::SetNeighbour(index, address, mac) => {

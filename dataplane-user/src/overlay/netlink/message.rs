@@ -118,16 +118,15 @@ pub(super) fn new_vxlan(device: &Device) -> LinkMessage {
     message
 }
 
-/// A device's Ethernet address and MTU, and on.
-pub(super) fn set_link(index: u32, device: &Device) -> LinkMessage {
+/// A device's MTU, maybe its Ethernet address, and on.
+pub(super) fn set_link(index: u32, device: &Device, mac: bool) -> LinkMessage {
     let mut message = LinkMessage::default();
     message.header.index = index;
     message.header.flags = LinkFlags::Up;
     message.header.change_mask = LinkFlags::Up;
-    message.attributes = vec![
-        LinkAttribute::Mtu(device.mtu),
-        LinkAttribute::Address(device.mac.0.to_vec()),
-    ];
+    message.attributes.push(LinkAttribute::Mtu(device.mtu));
+    let address = mac.then(|| LinkAttribute::Address(device.mac.0.to_vec()));
+    message.attributes.extend(address);
     message
 }
 

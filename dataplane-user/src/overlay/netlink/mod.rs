@@ -198,7 +198,7 @@ impl Netlink {
         let result = match op {
             Op::DeleteLink(index, _) => gone(self.delete_link(*index).await),
             Op::CreateDevice(device) => self.create(device).await,
-            Op::SetDevice(index, device) => self.set_device(*index, device).await,
+            Op::SetDevice(index, device, mac) => self.set_device(*index, device, *mac).await,
             Op::AddAddress(index, net) => self.add_address(*index, *net).await,
             Op::DeleteAddress(index, net) => gone(
                 self.request(
@@ -314,8 +314,8 @@ impl Netlink {
         sysctl::set(&format!("ipv6/conf/{}/accept_ra", device.name), "0")
     }
 
-    async fn set_device(&self, index: u32, device: &Device) -> std::io::Result<()> {
-        let message = message::set_link(index, device);
+    async fn set_device(&self, index: u32, device: &Device, mac: bool) -> std::io::Result<()> {
+        let message = message::set_link(index, device, mac);
         self.request(RouteNetlinkMessage::SetLink(message), 0).await
     }
 }
