@@ -488,3 +488,40 @@ fn many_at_once_and_many_in_a_row_leave_nothing() {
     eprintln!("{cycles} cycles: {:?} each", begun.elapsed() / cycles);
     node.assert_empty("after many cycles");
 }
+
+#[test]
+fn a_node_takes_250_pods() {
+    const PODS: usize = 250;
+    const AT_ONCE: usize = 25;
+    let lan = Lan::new();
+    let mut node = Node::new(&lan, 1);
+    let pods: Vec<Netns> = (0..PODS).map(|i| Netns::new(&format!("n{i}"))).collect();
+    let all: Mutex<BTreeSet<String>> = Mutex::default();
+    std::thread::scope(|scope| {
+        for part in 0..AT_ONCE {
+            let (node, pods, all) = (&node, &pods, &all);
+            scope.spawn(move || {
+                for i in (part..PODS).step_by(AT_ONCE) {
+                    let added = node.add(&format!("n{i}"), &pods[i]).unwrap();
+                    all.lock().unwrap().extend(ips(&added));
+                }
+            });
+        }
+    });
+    let all = all.into_inner().unwrap();
+    assert_eq!(all.len(), 2 * PODS, "every address is one pod's");
+    assert_eq!(
+        (node.devices().len(), node.files().len(), node.used()),
+        (PODS, PODS, 2 * PODS)
+    );
+    // a new agent knows them all
+    node.restart();
+    assert_eq!(node.used(), 2 * PODS);
+    for ip in [all.first().unwrap(), all.last().unwrap()] {
+        assert!(node.host.pings(ip), "{ip}");
+    }
+    for i in 0..PODS {
+        node.del(&format!("n{i}"));
+    }
+    node.assert_empty("after 250 pods");
+}
