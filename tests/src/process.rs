@@ -34,6 +34,15 @@ impl Place {
         Self { netns, cgroup, keep }
     }
 
+    /// The same network namespace, with the cgroup of another place.
+    #[must_use]
+    pub fn in_cgroup_of(&self, other: &Self) -> Self {
+        Self {
+            cgroup: other.cgroup.clone(),
+            ..self.clone()
+        }
+    }
+
     /// The network namespace.
     #[must_use]
     pub fn netns(&self) -> &NetNs {

@@ -93,7 +93,11 @@ fn pod_ranges(proxy: &KubeProxyConfiguration, ranges: &Ranges) -> Option<Vec<IpN
         "NodeCIDR" => ranges.pods.clone()?,
         // a pod's device says it
         "BridgeInterface" | "InterfaceNamePrefix" => Vec::new(),
-        _ => proxy.cluster_cidrs(),
+        _ => match proxy.cluster_cidrs() {
+            // what comes from there by a device of this node is a pod's in any case
+            none if none.is_empty() => ranges.pods.clone()?,
+            cluster => cluster,
+        },
     };
     let first = |v4: bool| all.iter().find(|net| net.addr().is_ipv4() == v4).copied();
     Some([first(true), first(false)].into_iter().flatten().collect())
@@ -159,6 +163,8 @@ pub(super) async fn keep(
 
 #[cfg(test)]
 mod tests {
+    use dataplane_common::abi::Range;
+
     use super::*;
 
     fn nets(texts: &[&str]) -> Vec<IpNet> {
@@ -189,8 +195,9 @@ mod tests {
         assert_eq!((config.mark, config.flags), (4, config_flag::MASQUERADE_ALL));
         assert_eq!(config.service_ranges[0].addr.to_string(), "10.96.0.0");
         assert_eq!(config.service_ranges[1].addr.to_string(), "fd00:96::");
-        // ClusterCIDR without one: nobody is a pod
-        assert_eq!(config.pod_ranges, NodeConfig::default().pod_ranges);
+        // ClusterCIDR without one: the node's own
+        assert_eq!(config.pod_ranges[0].addr.to_string(), "10.244.1.0");
+        assert_eq!(config.pod_ranges[1], Range::default());
     }
 
     #[test]

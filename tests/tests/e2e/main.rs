@@ -37,4 +37,5 @@ mod short_way;
 mod stale;
 mod takeover;
 mod traffic;
+mod unseen;
 mod upgrade;

@@ -115,7 +115,19 @@ fn masquerade_all_is_for_those_too_who_need_none_by_their_address() {
         options
     });
     route(&pair);
-    policies(&pair, &json!({}), false, false);
+    pair.put(every_way(&json!({})), &[true, true]);
+    let client = [pair.outside.v4().to_string(), pair.outside.v6().to_string()];
+    for family in [0, 1] {
+        let node = pair.own_addresses(0)[family].clone();
+        for (way, target) in ways(&pair, family) {
+            let (client, node) = (client[family].as_str(), node.as_str());
+            let seen = match way {
+                "ClusterIP" => vec![node],
+                _ => vec![client, node],
+            };
+            check(way, pair.outside.place(), target, &BOTH, &seen);
+        }
+    }
 }
 
 #[test]
