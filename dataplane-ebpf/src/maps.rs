@@ -61,10 +61,6 @@ pub static AFFINITY: LruHashMap<AffinityKey, Affinity, 65_536> = LruHashMap::new
 #[btf_map]
 pub static EVENTS: RingBuf<Event, 262_144> = RingBuf::new();
 
-/// Network namespaces whose sockets are left alone. Read only while `config_flag::OPT_OUT` is set.
-#[btf_map]
-pub static OPT_OUT: HashMap<u64, u32, 4096, NO_PREALLOC> = HashMap::new();
-
 /// The addresses of network namespaces, for source ranges.
 #[btf_map]
 pub static NETNS_ADDRS: HashMap<u64, NetnsAddrs, 4096, NO_PREALLOC> = HashMap::new();

@@ -442,24 +442,6 @@ fn the_address_of_a_namespace_is_that_of_its_default_route() {
 }
 
 #[test]
-fn a_namespace_that_opts_out_is_left_alone() {
-    let place = Place::new();
-    let (mut plane, _servers) = plane(&place, 1, Service::default());
-    let mut pod = Python::isolated(&place.config.cgroup_root);
-    let mut host = Python::in_cgroup(&place.config.cgroup_root);
-    let cookie: u64 = pod.ask(COOKIE).parse().unwrap();
-    plane.node.set_opt_out(&[cookie].into()).unwrap();
-    pod.ask(CONNECT);
-    pod.ask("udp().sendto(b'x', ('10.96.0.1', 80))");
-    assert_eq!((plane.connections(1), plane.counter("opted_out")), (0, 1));
-    assert_eq!(host.ask(CONNECT), "None");
-    assert_eq!((plane.connections(1), plane.counter("opted_out")), (1, 1));
-    plane.node.set_opt_out(&BTreeSet::new()).unwrap();
-    pod.ask(CONNECT);
-    assert_eq!((plane.connections(1), plane.counter("opted_out")), (2, 1));
-}
-
-#[test]
 fn a_full_table_of_connections_loses_no_connection() {
     let mut place = Place::new();
     place.config.sizes.sock_connections = 16;

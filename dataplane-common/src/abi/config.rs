@@ -8,8 +8,6 @@ pub mod config_flag {
     pub const MASQUERADE_ALL: u32 = 1 << 0;
     /// Host processes and pods reach node ports at 127.0.0.1 and ::1.
     pub const LOCALHOST_NODE_PORTS: u32 = 1 << 1;
-    /// `OPT_OUT` is not empty: without it, the programs spare themselves the lookups.
-    pub const OPT_OUT: u32 = 1 << 2;
     /// Connections are under way that someone else translates, as kube-proxy's rules did before a take-over: a packet
     /// from the middle of an unknown connection is left alone, not taken for one whose entry was lost.
     pub const FOREIGN_FLOWS: u32 = 1 << 3;

@@ -63,8 +63,8 @@ pub enum Counter {
     PacketUnmasqueraded = 28,
     /// Events that the ring buffer had no room for.
     EventLost = 29,
-    /// Calls left alone because their network namespace opts out.
-    OptedOut = 30,
+    /// Calls left to the packet programs: the service has source ranges, and the caller's address is not known.
+    LeftToPackets = 30,
     /// Dropped: a pod sent with a source that is not its own.
     SourceForeign = 31,
     /// Dropped: more than a pod's bandwidth.
@@ -107,7 +107,7 @@ pub const COUNTERS: [(Counter, &str); 35] = [
     (Counter::PacketMasqueraded, "packet_masqueraded"),
     (Counter::PacketUnmasqueraded, "packet_unmasqueraded"),
     (Counter::EventLost, "event_lost"),
-    (Counter::OptedOut, "opted_out"),
+    (Counter::LeftToPackets, "left_to_packets"),
     (Counter::SourceForeign, "source_foreign"),
     (Counter::OverLimit, "over_limit"),
     (Counter::ShortWay, "short_way"),

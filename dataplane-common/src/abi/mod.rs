@@ -86,8 +86,6 @@ pub mod map_name {
     pub const FRAGMENTS: &str = "FRAGMENTS";
     /// Ring buffer of [`super::Event`].
     pub const EVENTS: &str = "EVENTS";
-    /// Hash: cookie of a network namespace (`u64`) to `u32` (always 1): those whose sockets are left alone.
-    pub const OPT_OUT: &str = "OPT_OUT";
     /// Hash: cookie of a network namespace (`u64`) to [`super::NetnsAddrs`].
     pub const NETNS_ADDRS: &str = "NETNS_ADDRS";
 }

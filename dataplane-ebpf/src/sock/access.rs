@@ -1,29 +1,18 @@
-//! Who is served: network namespaces that opt out, and source ranges of load-balancer addresses.
+//! Who is served: source ranges of load-balancer addresses.
 
 use aya_ebpf::EbpfContext;
 use aya_ebpf::btf_maps::lpm_trie::Key;
 use aya_ebpf::helpers::generated::bpf_get_netns_cookie;
 use aya_ebpf::programs::SockAddrContext;
-use dataplane_common::abi::{Addr, NetnsAddrs, Service, config_flag};
+use dataplane_common::abi::{Addr, NetnsAddrs, Service};
 
-use crate::maps::{CONFIG, NETNS_ADDRS, OPT_OUT, SOURCE_RANGES};
+use crate::maps::{NETNS_ADDRS, SOURCE_RANGES};
 
 /// A number of the socket's network namespace: of a pod, or of the host.
 #[inline(always)]
 pub fn netns(ctx: &SockAddrContext) -> u64 {
     // SAFETY: the context is valid for the helper.
     unsafe { bpf_get_netns_cookie(ctx.as_ptr()) }
-}
-
-/// True if the socket's network namespace is to be left alone.
-#[inline(always)]
-pub fn opted_out(ctx: &SockAddrContext) -> bool {
-    let Some(config) = CONFIG.get_ptr(0) else {
-        return false;
-    };
-    // SAFETY: from a successful lookup; an aligned word.
-    let flags = unsafe { (&raw const (*config).flags).read_volatile() };
-    flags & config_flag::OPT_OUT != 0 && OPT_OUT.get_ptr(netns(ctx)).is_some()
 }
 
 /// What the source ranges say of a client.

@@ -121,10 +121,6 @@ enum Admitted {
 
 #[inline(always)]
 fn admit(ctx: &SockAddrContext, front: Frontend, key: &FrontendKey) -> Admitted {
-    if access::opted_out(ctx) {
-        count(Counter::OptedOut);
-        return Admitted::Untouched;
-    }
     if front.is_unknown_port() {
         return Admitted::Refused(Counter::UnknownPort);
     }
@@ -136,7 +132,10 @@ fn admit(ctx: &SockAddrContext, front: Frontend, key: &FrontendKey) -> Admitted 
             access::Entry::Open => {}
             access::Entry::Denied => return Admitted::Refused(Counter::Denied),
             // The packet shows its source, and the ranges are checked there.
-            access::Entry::Unknown => return Admitted::Untouched,
+            access::Entry::Unknown => {
+                count(Counter::LeftToPackets);
+                return Admitted::Untouched;
+            }
         }
     }
     Admitted::Service(row)

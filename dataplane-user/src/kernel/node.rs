@@ -1,6 +1,6 @@
-//! What holds for the whole node: its configuration, its addresses, and whose sockets are left alone.
+//! What holds for the whole node: its configuration and its addresses.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::mem::offset_of;
 use std::path::Path;
 use std::sync::atomic::Ordering;
@@ -13,12 +13,11 @@ use dataplane_common::abi::{Addr, NetnsAddrs, NodeConfig, Range, config_flag, ma
 use super::arrays::MappedArray;
 use super::{KernelError, open_map};
 
-/// Writes `CONFIG`, `NODE_ADDRS`, `OPT_OUT` and `NETNS_ADDRS`. The programs see a change at once.
+/// Writes `CONFIG`, `NODE_ADDRS` and `NETNS_ADDRS`. The programs see a change at once.
 #[derive(Debug)]
 pub struct NodeTables {
     config: MappedArray<NodeConfig>,
     addrs: HashMap<MapData, Addr, u32>,
-    opt_out: HashMap<MapData, u64, u32>,
     netns_addrs: HashMap<MapData, u64, NetnsAddrs>,
     source_ranges: LpmTrie<MapData, [u32; 5], u32>,
 }
@@ -28,7 +27,6 @@ impl NodeTables {
         Ok(Self {
             config: MappedArray::open(pin_dir, map_name::CONFIG)?,
             addrs: hash(pin_dir, map_name::NODE_ADDRS)?,
-            opt_out: hash(pin_dir, map_name::OPT_OUT)?,
             netns_addrs: hash(pin_dir, map_name::NETNS_ADDRS)?,
             source_ranges: Map::LpmTrie(open_map(pin_dir, map_name::SOURCE_RANGES)?)
                 .try_into()
@@ -42,8 +40,8 @@ impl NodeTables {
         self.config.read(0).unwrap_or_default()
     }
 
-    /// Changes the configuration in place. The flags [`config_flag::OPT_OUT`] and [`config_flag::FOREIGN_FLOWS`] are not
-    /// the caller's: they follow [`Self::set_opt_out`] and [`Self::set_foreign_flows`].
+    /// Changes the configuration in place. The flag [`config_flag::FOREIGN_FLOWS`] is not the caller's: it follows
+    /// [`Self::set_foreign_flows`].
     pub fn set_config(&self, wanted: &NodeConfig) {
         let new = std::ptr::from_ref(wanted).cast::<u64>();
         let put = |word: usize| {
@@ -68,7 +66,7 @@ impl NodeTables {
         }
         let flags = offset_of!(NodeConfig, flags) / 8;
         if let Some(target) = self.config.word(0, flags) {
-            let kept = flags_word(config_flag::OPT_OUT | config_flag::FOREIGN_FLOWS);
+            let kept = flags_word(config_flag::FOREIGN_FLOWS);
             // SAFETY: as above.
             let value = unsafe { new.add(flags).read_unaligned() };
             // others change flags of theirs at the same time
@@ -108,18 +106,6 @@ impl NodeTables {
     /// If the map is full, or the kernel refuses.
     pub fn set_addrs(&mut self, wanted: &BTreeMap<Addr, u32>) -> Result<(), KernelError> {
         update(&mut self.addrs, wanted).map_err(fail(map_name::NODE_ADDRS))
-    }
-
-    /// Leaves the sockets of these network namespaces alone (`SO_NETNS_COOKIE`) when they connect or send from now on.
-    ///
-    /// # Errors
-    ///
-    /// If the map is full, or the kernel refuses.
-    pub fn set_opt_out(&mut self, cookies: &BTreeSet<u64>) -> Result<(), KernelError> {
-        let wanted = cookies.iter().map(|id| (*id, 1)).collect();
-        update(&mut self.opt_out, &wanted).map_err(fail(map_name::OPT_OUT))?;
-        self.set_flag(config_flag::OPT_OUT, !cookies.is_empty());
-        Ok(())
     }
 
     /// True while a service has source ranges: only then `NETNS_ADDRS` is read.

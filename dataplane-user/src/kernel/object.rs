@@ -61,7 +61,7 @@ const fn spec<K, V>(name: &'static str, kind: MapType, flags: u32) -> MapSpec {
 }
 
 /// Every map that is pinned, with the sizes of the Rust types.
-pub const MAPS: [MapSpec; 26] = [
+pub const MAPS: [MapSpec; 25] = [
     spec::<FrontendKey, FrontendValue>(map_name::FRONTENDS, MapType::Hash, F_NO_PREALLOC),
     spec::<u32, Service>(map_name::SERVICES, MapType::Array, F_MMAPABLE),
     spec::<u32, Slot>(map_name::SLOTS, MapType::Array, F_MMAPABLE),
@@ -75,7 +75,6 @@ pub const MAPS: [MapSpec; 26] = [
     spec::<AffinityKey, Affinity>(map_name::AFFINITY, MapType::LruHash, 0),
     // a ring buffer has neither keys nor values
     spec::<(), ()>(map_name::EVENTS, MapType::RingBuf, 0),
-    spec::<u64, u32>(map_name::OPT_OUT, MapType::Hash, F_NO_PREALLOC),
     spec::<u64, NetnsAddrs>(map_name::NETNS_ADDRS, MapType::Hash, F_NO_PREALLOC),
     spec::<SockOriginKey, SockOrigin>(map_name::SOCK_ORIGIN, MapType::LruHash, 0),
     spec::<u64, SockState>(map_name::SOCK_CONN, MapType::Hash, F_NO_PREALLOC),
