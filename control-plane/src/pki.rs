@@ -17,8 +17,18 @@ use rcgen::{
 };
 use rustls::RootCertStore;
 use rustls::server::WebPkiClientVerifier;
+use rustls::server::danger::ClientCertVerifier;
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+
+/// Whom the API says it is to nodes, kubeadm's name: they serve nobody else.
+const KUBELET_CLIENT: &str = "kube-apiserver-kubelet-client";
+/// Check of a node, certificate and key.
+type ForNodes = (
+    Arc<dyn ClientCertVerifier>,
+    CertificateDer<'static>,
+    PrivateKeyDer<'static>,
+);
 
 const CA_YEARS: i16 = 10;
 const LEAF_YEARS: i16 = 3;
@@ -48,7 +58,7 @@ pub enum PkiError {
     },
 }
 
-fn bad<E: std::fmt::Display>(what: impl std::fmt::Display) -> impl FnOnce(E) -> PkiError {
+pub(crate) fn bad<E: std::fmt::Display>(what: impl std::fmt::Display) -> impl FnOnce(E) -> PkiError {
     move |error| PkiError::Certificate {
         what: what.to_string(),
         why: error.to_string(),
@@ -89,6 +99,8 @@ pub struct Pki {
     pub server: Pair,
     /// The administrator's client certificate.
     pub admin: Pair,
+    /// The API's certificate as a client of nodes.
+    kubelet_client: Pair,
     /// The key that service account tokens are signed with; in the place of a certificate, its public half.
     pub tokens: Pair,
     ca_key: String,
@@ -132,11 +144,20 @@ impl Pki {
                 save(dir, "admin", sign(&params, &issuer)?)?
             }
         };
+        let kubelet_client = match load(dir, KUBELET_CLIENT)? {
+            Some(pair) if usable(&pair, &[])? => pair,
+            _ => {
+                let mut params = leaf(Vec::new(), KUBELET_CLIENT, Some("kubeadm:cluster-admins"))?;
+                params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+                save(dir, KUBELET_CLIENT, sign(&params, &issuer)?)?
+            }
+        };
         let tokens = token_key(dir)?;
         Ok(Self {
             ca: ca.certificate,
             server,
             admin,
+            kubelet_client,
             tokens,
             ca_key: ca.key,
         })
@@ -185,18 +206,33 @@ impl Pki {
         Ok(SignedNode { node, certificate })
     }
 
+    /// What the API shows nodes, and how it checks what they show: as they do at the API, the certificate of a client.
+    pub(crate) fn for_nodes(&self) -> Result<ForNodes, PkiError> {
+        let pair = &self.kubelet_client;
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(self.roots()?), provider)
+            .build()
+            .map_err(bad("check of nodes"))?;
+        let what = "certificate for nodes";
+        let key = PrivateKeyDer::from_pem_slice(pair.key.as_bytes()).map_err(bad(what))?;
+        Ok((verifier, certificate(&pair.certificate, what)?, key))
+    }
+
+    fn roots(&self) -> Result<RootCertStore, PkiError> {
+        let what = "certificate of the certificate authority";
+        let mut roots = RootCertStore::empty();
+        roots.add(certificate(&self.ca, what)?).map_err(bad(what))?;
+        Ok(roots)
+    }
+
     /// TLS settings: HTTP/2 and HTTP/1.1, client certificates asked for but not required.
     ///
     /// # Errors
     /// When a certificate or key does not fit.
     pub fn server_config(&self) -> Result<rustls::ServerConfig, PkiError> {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let ca = certificate(&self.ca, "certificate of the certificate authority")?;
-        let mut roots = RootCertStore::empty();
-        roots
-            .add(ca)
-            .map_err(bad("certificate of the certificate authority"))?;
-        let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider))
+        let roots = Arc::new(self.roots()?);
+        let verifier = WebPkiClientVerifier::builder_with_provider(roots, Arc::clone(&provider))
             .allow_unauthenticated()
             .build()
             .map_err(bad("client certificate check"))?;

@@ -38,7 +38,6 @@ const PARTLY: &[(&str, &str, &str, &[&str])] = &[
             "pods/attach",
             "pods/ephemeralcontainers",
             "pods/exec",
-            "pods/log",
             "pods/portforward",
             "pods/proxy",
             "pods/resize",

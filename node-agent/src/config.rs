@@ -34,6 +34,9 @@ pub struct NodeArgs {
     /// Domain of the cluster's DNS
     #[arg(long, default_value = "cluster.local")]
     pub cluster_domain: String,
+    /// Port at which the API asks for logs
+    #[arg(long, default_value_t = 10250)]
+    pub kubelet_port: u16,
     /// Pods that fit on this node
     #[arg(long, default_value_t = 110)]
     pub max_pods: u32,

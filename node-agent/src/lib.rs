@@ -10,6 +10,7 @@ mod pods;
 pub mod process;
 pub mod run;
 mod runtime;
+mod server;
 
 use std::net::IpAddr;
 use std::path::Path;

@@ -1,6 +1,7 @@
 //! Brings the node up.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
@@ -13,6 +14,7 @@ use crate::config::{NodeArgs, Shared};
 use crate::node::{self, Facts};
 use crate::pods::{self, Context, Events};
 use crate::runtime::{ProcessRuntime, Settings};
+use crate::server;
 
 /// A request that gets no answer in this time is tried again; watches have bookmarks more often.
 const READ_TIMEOUT: Duration = Duration::from_secs(295);
@@ -49,11 +51,11 @@ pub async fn run(args: NodeArgs, shared: Shared) -> Result<()> {
         ips: host_ips.clone(),
         max_pods: args.max_pods,
         runtime: concat!("process://", env!("CARGO_PKG_VERSION")).to_owned(),
-        port: 0,
+        port: server::start(args.kubelet_port, &shared.kubeconfig, Arc::clone(&runtime)).await?,
     };
     let context = Context {
         client: client.clone(),
-        runtime: std::sync::Arc::clone(&runtime),
+        runtime: Arc::clone(&runtime),
         events: Events::new(client.clone(), &shared.node_name),
         host_ips,
         cluster_dns: args.cluster_dns.clone(),

@@ -268,6 +268,13 @@ pub static RESOURCES: &[ResourceInfo] = &[
                 kind: "Eviction",
                 verbs: &["create"],
             },
+            SubresourceInfo {
+                name: "log",
+                group: "",
+                version: "",
+                kind: "Pod",
+                verbs: &["get"],
+            },
             status("Pod"),
         ],
         storage_version_hash: "xPOwRZ+Yhw8=",

@@ -11,6 +11,7 @@ mod connection;
 mod delete;
 mod errors;
 mod events;
+mod kubelet;
 mod limits;
 mod namespaces;
 mod nodes;
@@ -304,6 +305,7 @@ impl Api {
                 let patch = request::read_body(body).await?;
                 self.patch_scale(parts, target, name, &patch).await
             }
+            ("get", Some(name), Some("log")) => self.pod_log(parts, target, name).await,
             ("get", Some(name), _) => self.get(parts, target, name).await,
             ("create", None, _) => {
                 let object = self.read_object(parts, r, body).await?;

@@ -13,20 +13,20 @@ use serde_json::{Value, json};
 use crate::node::install_image_in;
 
 /// A machine that Beeline can be set up on.
-struct Machine<'a> {
-    node: &'a Node,
-    root: PathBuf,
+pub(crate) struct Machine<'a> {
+    pub(crate) node: &'a Node,
+    pub(crate) root: PathBuf,
 }
 
 impl<'a> Machine<'a> {
-    fn new(node: &'a Node) -> Self {
+    pub(crate) fn new(node: &'a Node) -> Self {
         let root = node.state().join("root");
         install_image_in(&root.join("etc/beeline/images"), "tomcat-app");
         Self { node, root }
     }
 
     /// Runs `beeline` with what tells this machine from others.
-    fn beeline(&self, args: &[&str]) -> Result<String> {
+    pub(crate) fn beeline(&self, args: &[&str]) -> Result<String> {
         let mut command = self.node.host().command(program("beeline")?)?;
         command
             .args(args)
@@ -40,7 +40,7 @@ impl<'a> Machine<'a> {
         process::output(command)
     }
 
-    fn admin_conf(&self) -> String {
+    pub(crate) fn admin_conf(&self) -> String {
         self.root.join("etc/beeline/admin.conf").display().to_string()
     }
 
@@ -70,7 +70,7 @@ impl<'a> Machine<'a> {
         process::output(command)
     }
 
-    fn logs(&self) -> String {
+    pub(crate) fn logs(&self) -> String {
         let log = |name: &str| {
             let text =
                 std::fs::read_to_string(self.root.join("var/log/beeline").join(name)).unwrap_or_default();
@@ -82,7 +82,7 @@ impl<'a> Machine<'a> {
 }
 
 /// The words of the join line that `init` printed.
-fn join_line(text: &str) -> Vec<String> {
+pub(crate) fn join_line(text: &str) -> Vec<String> {
     let from = text.find("beeline join ").unwrap();
     let line = text[from..].replace("\\\n", " ");
     line.split_whitespace().skip(2).map(str::to_owned).collect()
@@ -211,6 +211,36 @@ fn a_cluster_of_two_machines_begins_grows_and_ends() {
         where_they_are.contains("node-1") && where_they_are.contains("node-2"),
         "{where_they_are}"
     );
+
+    // what a pod says, from whichever node it is on
+    first.create(&json!({
+        "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "talker"},
+        "spec": {"nodeName": "node-2", "terminationGracePeriodSeconds": 1, "containers": [{
+            "name": "main", "image": "host",
+            "command": ["sh", "-c", "echo one; echo two; sleep 2; echo three; sleep 1"],
+        }], "restartPolicy": "Never"},
+    }));
+    let text = wait_for("the log of a pod", Duration::from_secs(20), || {
+        Ok(first.kubectl(&["logs", "talker", "-f"]).ok())
+    })
+    .unwrap();
+    assert_eq!(text, "one\ntwo\nthree\n");
+    assert_eq!(first.kubectl(&["logs", "talker", "--tail=1"]).unwrap(), "three\n");
+    let error = format!(
+        "{:#}",
+        first.kubectl(&["logs", "talker", "--previous"]).unwrap_err()
+    );
+    assert!(error.contains("previous terminated container"), "{error}");
+    // nodes serve the API and nobody else
+    let mut command = nodes[0].host().command("curl").unwrap();
+    command.args([
+        "-s",
+        "-k",
+        "-m",
+        "2",
+        &format!("https://{}:10250/healthz", nodes[1].v4()),
+    ]);
+    assert!(process::output(command).is_err());
 
     // and the end
     for machine in [&second, &first] {

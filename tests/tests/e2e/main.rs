@@ -39,3 +39,4 @@ mod takeover;
 mod traffic;
 mod unseen;
 mod upgrade;
+mod walkthrough;
