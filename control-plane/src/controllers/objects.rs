@@ -82,10 +82,16 @@ impl<K: kube::Resource<DynamicType = ()>> Objects<K> {
         match event {
             Event::Apply(object) => {
                 self.seen = self.seen.max(revision(&object));
+                if self.is_outdated(&object) {
+                    return Vec::new();
+                }
                 vec![self.put(object)]
             }
             Event::Delete(object) => {
                 self.seen = self.seen.max(revision(&object));
+                if self.is_outdated(&object) {
+                    return Vec::new();
+                }
                 vec![self.take(&object.namespace().unwrap_or_default(), &object.name_any())]
             }
             Event::Init => {
@@ -111,6 +117,12 @@ impl<K: kube::Resource<DynamicType = ()>> Objects<K> {
                     .collect()
             }
         }
+    }
+
+    /// Whether an own write is newer than this, which was on its way meanwhile: what it shows is over.
+    fn is_outdated(&self, object: &K) -> bool {
+        self.get(&object.namespace().unwrap_or_default(), &object.name_any())
+            .is_some_and(|known| revision(&**known) > revision(object))
     }
 
     /// Takes in the answer to an own write, unless the watch has been there already: what was written is known before
@@ -154,6 +166,22 @@ mod tests {
         // The answer comes late: the object is gone already.
         objects.wrote(pod("b", 7));
         assert_eq!(names(&objects), ["a"]);
+    }
+
+    #[test]
+    fn what_was_on_its_way_before_an_own_write_changes_nothing() {
+        let mut objects = Objects::default();
+        let shown = |objects: &Objects<Pod>| revision(&**objects.get("d", "a").unwrap());
+        objects.observe(Event::Apply(pod("a", 3)));
+        objects.wrote(pod("a", 7));
+        assert!(objects.observe(Event::Apply(pod("a", 5))).is_empty());
+        assert_eq!(shown(&objects), 7);
+        // one of the same name from before
+        assert!(objects.observe(Event::Delete(pod("a", 6))).is_empty());
+        assert_eq!(shown(&objects), 7);
+        assert_eq!(objects.observe(Event::Apply(pod("a", 7))).len(), 1);
+        assert_eq!(objects.observe(Event::Delete(pod("a", 7))).len(), 1);
+        assert!(names(&objects).is_empty());
     }
 
     #[test]
