@@ -9,12 +9,12 @@ use futures::stream;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Secret, ServiceAccount};
 use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams};
-use kube::runtime::{WatchStreamExt as _, watcher};
+use kube::runtime::watcher;
 use kube::{Client, ResourceExt as _};
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
-use super::work::{Changes, Controller, Next, drive};
+use super::work::{Changes, Controller, Next, drive, watch};
 use crate::bootstrap_token;
 
 const ACCOUNT: &str = "default";
@@ -40,23 +40,18 @@ enum Change {
 fn changes(client: &Client) -> Changes<Change> {
     let named = |name: &str| watcher::Config::default().fields(&format!("metadata.name={name}"));
     let tokens = watcher::Config::default().fields(&format!("type={}", bootstrap_token::TYPE));
-    let namespaces = watcher(Api::<Namespace>::all(client.clone()), watcher::Config::default())
-        .default_backoff()
-        .map(|event| event.map(Change::Namespace));
-    let accounts = watcher(Api::<ServiceAccount>::all(client.clone()), named(ACCOUNT))
-        .default_backoff()
-        .map(|event| event.map(Change::Account));
-    let maps = watcher(Api::<ConfigMap>::all(client.clone()), named(ROOT_CA))
-        .default_backoff()
-        .map(|event| event.map(Change::ConfigMap));
-    let secrets = watcher(Api::<Secret>::namespaced(client.clone(), SYSTEM), tokens)
-        .default_backoff()
-        .map(|event| event.map(Change::Secret));
+    let any = watcher::Config::default();
+    let secrets = Api::namespaced(client.clone(), SYSTEM);
     stream::select_all([
-        namespaces.boxed(),
-        accounts.boxed(),
-        maps.boxed(),
-        secrets.boxed(),
+        watch(Api::all(client.clone()), any, |_| {}, Change::Namespace),
+        watch(Api::all(client.clone()), named(ACCOUNT), |_| {}, Change::Account),
+        watch(
+            Api::all(client.clone()),
+            named(ROOT_CA),
+            |_| {},
+            Change::ConfigMap,
+        ),
+        watch(secrets, tokens, |_| {}, Change::Secret),
     ])
     .boxed()
 }

@@ -9,7 +9,9 @@ use std::time::Duration;
 use futures::StreamExt as _;
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
-use kube::runtime::watcher;
+use k8s_openapi::serde::de::DeserializeOwned;
+use kube::runtime::{WatchStreamExt as _, watcher};
+use kube::{Api, Resource};
 use tokio::task::{Id, JoinError, JoinSet};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -18,6 +20,27 @@ use super::queue::{Queue, sleep_until};
 
 /// Changes of all that a controller watches.
 pub(super) type Changes<C> = BoxStream<'static, Result<C, watcher::Error>>;
+
+/// Tells what changes among these objects, and lists them again after an interruption. `slim` takes away what the controller does
+/// not read; which field was whose, none reads.
+pub(super) fn watch<K, C: 'static>(
+    api: Api<K>,
+    config: watcher::Config,
+    slim: fn(&mut K),
+    change: impl Fn(watcher::Event<K>) -> C + Send + 'static,
+) -> Changes<C>
+where
+    K: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
+{
+    watcher(api, config)
+        .modify(move |object| {
+            object.meta_mut().managed_fields = None;
+            slim(object);
+        })
+        .default_backoff()
+        .map(move |event| event.map(&change))
+        .boxed()
+}
 
 /// What came of the requests for a key, and why not all were done.
 type Outcome<D> = (D, Result<(), String>);

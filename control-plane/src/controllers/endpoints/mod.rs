@@ -13,13 +13,13 @@ use futures::stream;
 use k8s_openapi::api::core::v1::{Endpoints, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::api::{Api, DeleteParams, PostParams};
-use kube::runtime::{WatchStreamExt as _, watcher};
+use kube::runtime::watcher;
 use kube::{Client, ResourceExt as _};
 use tokio::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 use super::objects::Objects;
-use super::work::{Changes, Controller, Next, drive};
+use super::work::{Changes, Controller, Next, drive, watch};
 use mirror::Action;
 
 const SERVICE_NAME: &str = super::endpointslice::SERVICE_NAME;
@@ -108,22 +108,11 @@ impl View {
 }
 
 fn changes(client: &Client) -> Changes<Change> {
-    macro_rules! watch {
-        ($kind:ident, $change:ident) => {
-            watcher(
-                Api::<$kind>::all(client.clone()),
-                watcher::Config::default(),
-            )
-            .modify(|object: &mut $kind| object.metadata.managed_fields = None)
-            .default_backoff()
-            .map(|event| event.map(Change::$change))
-            .boxed()
-        };
-    }
+    let any = watcher::Config::default();
     stream::select_all([
-        watch!(Service, Service),
-        watch!(Endpoints, Endpoints),
-        watch!(EndpointSlice, Slice),
+        watch(Api::all(client.clone()), any.clone(), |_| {}, Change::Service),
+        watch(Api::all(client.clone()), any.clone(), |_| {}, Change::Endpoints),
+        watch(Api::all(client.clone()), any, |_| {}, Change::Slice),
     ])
     .boxed()
 }

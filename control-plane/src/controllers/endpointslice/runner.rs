@@ -6,15 +6,16 @@ use std::time::Duration;
 
 use futures::StreamExt as _;
 use futures::stream;
+use k8s_openapi::api::core::v1::{Node, Pod};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::api::{Api, DeleteParams, PostParams, Preconditions};
-use kube::runtime::{WatchStreamExt as _, watcher};
+use kube::runtime::watcher;
 use kube::{Client, ResourceExt as _};
 use tokio_util::sync::CancellationToken;
 
 use super::cache::{Cache, Change, Key};
 use super::{CONTROLLER, MANAGED_BY, SliceChange};
-use crate::controllers::work::{Changes, Controller, Next, drive};
+use crate::controllers::work::{Changes, Controller, Next, drive, watch};
 
 /// Time for one request.
 const TIMEOUT: Duration = Duration::from_secs(15);
@@ -32,29 +33,23 @@ pub async fn run(client: Client, shutdown: CancellationToken) {
 fn changes(client: &Client) -> Changes<Change> {
     let any = watcher::Config::default();
     let ours = watcher::Config::default().labels(&format!("{MANAGED_BY}={CONTROLLER}"));
-    let services = watcher(Api::all(client.clone()), any.clone())
-        .modify(|service: &mut k8s_openapi::api::core::v1::Service| service.metadata.managed_fields = None)
-        .default_backoff()
-        .map(|e| e.map(Change::Service));
-    let pods = watcher(Api::all(client.clone()), any.clone())
-        .modify(|pod: &mut k8s_openapi::api::core::v1::Pod| {
-            pod.metadata.managed_fields = None;
-            pod.metadata.annotations = None;
-        })
-        .default_backoff()
-        .map(|e| e.map(Change::Pod));
-    let nodes = watcher(Api::all(client.clone()), any)
-        .modify(|node: &mut k8s_openapi::api::core::v1::Node| {
-            node.metadata.managed_fields = None;
-            node.status = None;
-        })
-        .default_backoff()
-        .map(|e| e.map(Change::Node));
-    let slices = watcher(Api::<EndpointSlice>::all(client.clone()), ours)
-        .modify(|slice: &mut EndpointSlice| slice.metadata.managed_fields = None)
-        .default_backoff()
-        .map(|e| e.map(Change::Slice));
-    stream::select_all([services.boxed(), pods.boxed(), nodes.boxed(), slices.boxed()]).boxed()
+    stream::select_all([
+        watch(Api::all(client.clone()), any.clone(), |_| {}, Change::Service),
+        watch(
+            Api::all(client.clone()),
+            any.clone(),
+            |pod: &mut Pod| pod.metadata.annotations = None,
+            Change::Pod,
+        ),
+        watch(
+            Api::all(client.clone()),
+            any,
+            |node: &mut Node| node.status = None,
+            Change::Node,
+        ),
+        watch(Api::all(client.clone()), ours, |_| {}, Change::Slice),
+    ])
+    .boxed()
 }
 
 /// What came of the writes for one Service.

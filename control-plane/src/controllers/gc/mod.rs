@@ -17,12 +17,12 @@ use kube::api::{
     Api, ApiResource, DeleteParams, DynamicObject, Patch, PatchParams, Preconditions, PropagationPolicy,
 };
 use kube::core::PartialObjectMeta;
-use kube::runtime::{WatchStreamExt as _, watcher};
+use kube::runtime::watcher;
 use kube::{Client, ResourceExt as _};
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
-use super::work::{Changes, Controller, Next, drive};
+use super::work::{Changes, Controller, Next, drive, watch};
 use crate::resource::{RESOURCES, ResourceInfo};
 use graph::{Action, Graph, Place, Policy};
 
@@ -59,10 +59,12 @@ fn changes(client: &Client) -> Changes<Change> {
         .filter(|(_, r)| is_watched(r))
         .map(|(kind, r)| {
             let api: Api<PartialObjectMeta<DynamicObject>> = Api::all_with(client.clone(), &api_resource(r));
-            watcher(api, watcher::Config::default())
-                .default_backoff()
-                .map(move |event| event.map(|event| (kind, event)))
-                .boxed()
+            watch(
+                api,
+                watcher::Config::default(),
+                |_| {},
+                move |event| (kind, event),
+            )
         });
     stream::select_all(streams).boxed()
 }

@@ -20,7 +20,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::api::{Api, DeleteParams, Patch, PatchParams, Preconditions};
-use kube::runtime::{WatchStreamExt as _, watcher};
+use kube::runtime::watcher;
 use kube::{Client, ResourceExt as _};
 use serde_json::{Value, json};
 use tokio::time::Instant;
@@ -28,7 +28,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::events;
 use super::objects::{Objects, Transition};
-use super::work::{Changes, Controller, Next, drive};
+use super::work::{Changes, Controller, Next, drive, watch};
 use lifecycle::Signs;
 
 /// Namespace of the leases that nodes renew.
@@ -70,24 +70,21 @@ enum Written {
 
 fn changes(client: &Client) -> Changes<Change> {
     let any = watcher::Config::default();
-    let nodes = watcher(Api::<Node>::all(client.clone()), any.clone())
-        .modify(|node| node.metadata.managed_fields = None)
-        .default_backoff()
-        .map(|event| event.map(Change::Node));
-    let pods = watcher(Api::<Pod>::all(client.clone()), any.clone())
-        .modify(slim)
-        .default_backoff()
-        .map(|event| event.map(Change::Pod));
-    let leases = watcher(Api::<Lease>::namespaced(client.clone(), LEASES), any)
-        .modify(|lease| lease.metadata.managed_fields = None)
-        .default_backoff()
-        .map(|event| event.map(Change::Lease));
-    stream::select_all([nodes.boxed(), pods.boxed(), leases.boxed()]).boxed()
+    stream::select_all([
+        watch(Api::all(client.clone()), any.clone(), |_| {}, Change::Node),
+        watch(Api::all(client.clone()), any.clone(), slim, Change::Pod),
+        watch(
+            Api::namespaced(client.clone(), LEASES),
+            any,
+            |_| {},
+            Change::Lease,
+        ),
+    ])
+    .boxed()
 }
 
 /// Of a pod, only where it is, what it tolerates and how it is matters here.
 fn slim(pod: &mut Pod) {
-    pod.metadata.managed_fields = None;
     pod.metadata.annotations = None;
     pod.metadata.labels = None;
     if let Some(spec) = pod.spec.as_mut() {

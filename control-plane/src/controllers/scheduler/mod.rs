@@ -19,14 +19,14 @@ use futures::StreamExt as _;
 use futures::stream;
 use k8s_openapi::api::core::v1::{Container, Namespace, Node, Pod};
 use kube::api::{Api, Patch, PatchParams, PostParams};
-use kube::runtime::{WatchStreamExt as _, watcher};
+use kube::runtime::watcher;
 use kube::{Client, ResourceExt as _};
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
 use super::events::{self, About};
 use super::objects::{Objects, Transition};
-use super::work::{Changes, Controller, Next, drive};
+use super::work::{Changes, Controller, Next, drive, watch};
 use cluster::{Cluster, Key};
 
 /// Name of this scheduler, which pods ask for if they ask for none.
@@ -42,24 +42,16 @@ enum Change {
 
 fn changes(client: &Client) -> Changes<Change> {
     let any = watcher::Config::default();
-    let nodes = watcher(Api::<Node>::all(client.clone()), any.clone())
-        .modify(|node| node.metadata.managed_fields = None)
-        .default_backoff()
-        .map(|event| event.map(Change::Node));
-    let pods = watcher(Api::<Pod>::all(client.clone()), any.clone())
-        .modify(slim)
-        .default_backoff()
-        .map(|event| event.map(Change::Pod));
-    let namespaces = watcher(Api::<Namespace>::all(client.clone()), any)
-        .modify(|namespace| namespace.metadata.managed_fields = None)
-        .default_backoff()
-        .map(|event| event.map(Change::Namespace));
-    stream::select_all([nodes.boxed(), pods.boxed(), namespaces.boxed()]).boxed()
+    stream::select_all([
+        watch(Api::all(client.clone()), any.clone(), |_| {}, Change::Node),
+        watch(Api::all(client.clone()), any.clone(), slim, Change::Pod),
+        watch(Api::all(client.clone()), any, |_| {}, Change::Namespace),
+    ])
+    .boxed()
 }
 
 /// Of a pod's containers only what they ask of the node matters here.
 fn slim(pod: &mut Pod) {
-    pod.metadata.managed_fields = None;
     pod.metadata.annotations = None;
     let Some(spec) = pod.spec.as_mut() else { return };
     spec.volumes = None;

@@ -20,14 +20,14 @@ use k8s_openapi::api::apps::v1::{DaemonSet, Deployment, ReplicaSet};
 use k8s_openapi::api::core::v1::{Node, Pod, ReplicationController};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams, Preconditions, PropagationPolicy};
-use kube::runtime::{WatchStreamExt as _, watcher};
+use kube::runtime::watcher;
 use kube::{Client, ResourceExt as _};
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
 use super::events;
 use super::objects::{Objects, Transition};
-use super::work::{Changes, Controller, Next, drive};
+use super::work::{Changes, Controller, Next, drive, watch};
 use replicas::Set;
 
 /// Label that tells a ReplicaSet's pods from those of another one of the same Deployment.
@@ -162,25 +162,19 @@ enum Written {
 }
 
 fn changes(client: &Client) -> Changes<Change> {
-    macro_rules! watch {
-        ($kind:ident) => {
-            watcher(
-                Api::<$kind>::all(client.clone()),
-                watcher::Config::default(),
-            )
-            .modify(|object: &mut $kind| object.metadata.managed_fields = None)
-            .default_backoff()
-            .map(|event| event.map(Change::$kind))
-            .boxed()
-        };
-    }
+    let any = watcher::Config::default();
     stream::select_all([
-        watch!(Pod),
-        watch!(Node),
-        watch!(ReplicaSet),
-        watch!(ReplicationController),
-        watch!(Deployment),
-        watch!(DaemonSet),
+        watch(Api::all(client.clone()), any.clone(), |_| {}, Change::Pod),
+        watch(Api::all(client.clone()), any.clone(), |_| {}, Change::Node),
+        watch(Api::all(client.clone()), any.clone(), |_| {}, Change::ReplicaSet),
+        watch(
+            Api::all(client.clone()),
+            any.clone(),
+            |_| {},
+            Change::ReplicationController,
+        ),
+        watch(Api::all(client.clone()), any.clone(), |_| {}, Change::Deployment),
+        watch(Api::all(client.clone()), any, |_| {}, Change::DaemonSet),
     ])
     .boxed()
 }
