@@ -13,3 +13,19 @@ pub mod nic;
 pub mod ops;
 mod pod;
 pub mod sock;
+
+/// What every object file ends with: its licence, and what a panic would do if there could be one.
+#[macro_export]
+macro_rules! end_of_object {
+    () => {
+        #[panic_handler]
+        fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
+            loop {}
+        }
+
+        /// The kernel offers some helpers only to GPL-compatible programs.
+        #[unsafe(link_section = "license")]
+        #[unsafe(no_mangle)]
+        static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
+    };
+}

@@ -73,12 +73,4 @@ pub fn sock_ops(ctx: SockOpsContext) -> u32 {
     ops::observe(&ctx)
 }
 
-#[panic_handler]
-fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
-    loop {}
-}
-
-/// The kernel offers some helpers only to GPL-compatible programs.
-#[unsafe(link_section = "license")]
-#[unsafe(no_mangle)]
-static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
+dataplane_ebpf::end_of_object!();
