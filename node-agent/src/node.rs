@@ -166,16 +166,26 @@ fn line<'a>(text: &'a str, key: &str) -> Option<&'a str> {
     text.lines().find_map(|line| line.strip_prefix(key))
 }
 
+/// Processors of this machine.
+pub(crate) fn processors() -> u64 {
+    let count = std::thread::available_parallelism().map_or(1, usize::from);
+    u64::try_from(count).unwrap_or(1)
+}
+
+/// Bytes of memory of this machine; 0 if nobody knows.
+pub(crate) fn memory() -> u64 {
+    let text = read("/proc/meminfo");
+    let kilobytes = line(&text, "MemTotal:").and_then(|rest| rest.split_whitespace().next()?.parse().ok());
+    kilobytes.map_or(0, |kilobytes: u64| kilobytes.saturating_mul(1024))
+}
+
 /// Processors, bytes of memory and bytes of the disk that pods are on.
 fn capacity(max_pods: u32) -> Value {
-    let cpus = std::thread::available_parallelism().map_or(1, usize::from);
-    let memory = read("/proc/meminfo");
-    let kilobytes = line(&memory, "MemTotal:").and_then(|rest| rest.split_whitespace().next());
     let disk = nix::sys::statvfs::statvfs("/var")
         .map(|stat| stat.blocks().saturating_mul(stat.fragment_size()))
         .unwrap_or_default();
     json!({
-        "cpu": cpus.to_string(), "memory": format!("{}Ki", kilobytes.unwrap_or("0")), "pods": max_pods.to_string(),
+        "cpu": processors().to_string(), "memory": format!("{}Ki", memory() / 1024), "pods": max_pods.to_string(),
         "ephemeral-storage": format!("{}Ki", disk / 1024),
     })
 }

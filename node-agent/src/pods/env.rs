@@ -4,11 +4,13 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use k8s_openapi::api::core::v1::{
-    ConfigMap, Container, EnvVarSource, ObjectFieldSelector, Pod, Secret, Service,
+    Container, EnvVarSource, ObjectFieldSelector, Pod, ResourceFieldSelector, Service,
 };
 use kube::api::ListParams;
 use kube::{Api, Client};
 
+use super::sources::{Sources, unusable};
+use crate::node;
 use crate::runtime::Failure;
 
 /// What a container may ask about its pod beside what the object says.
@@ -16,10 +18,6 @@ use crate::runtime::Failure;
 pub(super) struct Facts {
     pub(super) pod_ips: Vec<IpAddr>,
     pub(super) host_ips: Vec<IpAddr>,
-}
-
-fn unusable(message: impl Into<String>) -> Failure {
-    Failure::new("CreateContainerConfigError", message)
 }
 
 /// All variables, later ones replace earlier ones of the same name.
@@ -52,7 +50,10 @@ pub(super) async fn environment(
             None
         };
         for (key, value) in values.unwrap_or_default() {
-            env.insert(format!("{prefix}{key}"), value);
+            // Variables are text.
+            if let Ok(value) = String::from_utf8(value) {
+                env.insert(format!("{prefix}{key}"), value);
+            }
         }
     }
     for var in container.env.iter().flatten() {
@@ -67,45 +68,7 @@ pub(super) async fn environment(
     Ok(env.into_iter().collect())
 }
 
-struct Sources<'a> {
-    client: &'a Client,
-    namespace: &'a str,
-}
-
 impl Sources<'_> {
-    async fn config_map(
-        &self,
-        name: &str,
-        optional: Option<bool>,
-    ) -> Result<Option<BTreeMap<String, String>>, Failure> {
-        let api: Api<ConfigMap> = Api::namespaced(self.client.clone(), self.namespace);
-        let found = api.get_opt(name).await;
-        match found.map_err(|error| unusable(format!("configmap {name:?}: {error}")))? {
-            Some(map) => Ok(Some(map.data.unwrap_or_default())),
-            None if optional == Some(true) => Ok(None),
-            None => Err(unusable(format!("configmap {name:?} not found"))),
-        }
-    }
-
-    async fn secret(
-        &self,
-        name: &str,
-        optional: Option<bool>,
-    ) -> Result<Option<BTreeMap<String, String>>, Failure> {
-        let api: Api<Secret> = Api::namespaced(self.client.clone(), self.namespace);
-        let found = api.get_opt(name).await;
-        match found.map_err(|error| unusable(format!("secret {name:?}: {error}")))? {
-            Some(secret) => {
-                let data = secret.data.unwrap_or_default().into_iter();
-                // Variables are text.
-                let text = data.filter_map(|(key, value)| Some((key, String::from_utf8(value.0).ok()?)));
-                Ok(Some(text.collect()))
-            }
-            None if optional == Some(true) => Ok(None),
-            None => Err(unusable(format!("secret {name:?} not found"))),
-        }
-    }
-
     async fn value(
         &self,
         pod: &Pod,
@@ -122,12 +85,14 @@ impl Sources<'_> {
         } else if let Some(of) = &from.field_ref {
             return field(pod, of, facts).map(Some);
         } else if let Some(of) = &from.resource_field_ref {
-            return Ok(Some(resource(container, &of.resource)));
+            return resource(container, of).map(Some);
         } else {
             return Err(unusable("a variable with a source of an unknown kind"));
         };
         match values.unwrap_or_default().remove(key) {
-            Some(value) => Ok(Some(value)),
+            Some(value) => String::from_utf8(value)
+                .map(Some)
+                .map_err(|_| unusable(format!("key {key} in {what} is no text"))),
             None if optional == Some(true) => Ok(None),
             None => Err(unusable(format!("couldn't find key {key} in {what}"))),
         }
@@ -203,7 +168,7 @@ fn joined(ips: &[IpAddr]) -> String {
 }
 
 /// A field of the pod, by its path.
-fn field(pod: &Pod, of: &ObjectFieldSelector, facts: &Facts) -> Result<String, Failure> {
+pub(super) fn field(pod: &Pod, of: &ObjectFieldSelector, facts: &Facts) -> Result<String, Failure> {
     let meta = &pod.metadata;
     let spec = pod.spec.as_ref();
     let one = |ips: &[IpAddr]| ips.first().map(ToString::to_string).unwrap_or_default();
@@ -233,20 +198,25 @@ fn field(pod: &Pod, of: &ObjectFieldSelector, facts: &Facts) -> Result<String, F
     })
 }
 
-/// A request or limit in whole units, rounded up.
-fn resource(container: &Container, path: &str) -> String {
-    let quantity = path.split_once('.').and_then(|(kind, name)| {
-        let resources = container.resources.as_ref()?;
-        let list = match kind {
-            "limits" => resources.limits.as_ref(),
-            _ => resources.requests.as_ref(),
-        }?;
-        list.get(name)
-    });
-    let milli = quantity
-        .and_then(|quantity| milli(&quantity.0))
-        .unwrap_or_default();
-    milli.div_ceil(1000).to_string()
+/// A request or limit in units of the divisor, rounded up. What has no limit may use the whole node.
+pub(super) fn resource(container: &Container, of: &ResourceFieldSelector) -> Result<String, Failure> {
+    let path = of.resource.as_str();
+    let resources = container.resources.as_ref();
+    let (list, name) = match path.split_once('.') {
+        Some(("limits", name)) => (resources.and_then(|all| all.limits.as_ref()), name),
+        Some(("requests", name)) => (resources.and_then(|all| all.requests.as_ref()), name),
+        _ => return Err(unusable(format!("resource {path:?} is not supported"))),
+    };
+    let quantity = list.and_then(|list| milli(&list.get(name)?.0));
+    let whole = || match name {
+        _ if path.starts_with("requests") => 0,
+        "cpu" => node::processors() * 1000,
+        "memory" => node::memory().saturating_mul(1000),
+        _ => 0,
+    };
+    let divisor = of.divisor.as_ref().and_then(|divisor| milli(&divisor.0));
+    let divisor = divisor.filter(|divisor| *divisor > 0).unwrap_or(1000);
+    Ok(quantity.unwrap_or_else(whole).div_ceil(divisor).to_string())
 }
 
 /// A quantity of the API in thousandths; nothing if it cannot be read.
@@ -338,6 +308,24 @@ mod tests {
         ] {
             assert_eq!(milli(text), expected, "{text}");
         }
+    }
+
+    #[test]
+    fn resources_in_units_of_the_divisor() {
+        let container: Container = serde_json::from_value(json!({
+            "name": "c", "resources": {"limits": {"memory": "64Mi"}, "requests": {"cpu": "250m"}},
+        }))
+        .unwrap();
+        let ask = |path: &str, divisor: &str| {
+            let of = json!({"resource": path, "divisor": divisor});
+            resource(&container, &serde_json::from_value(of).unwrap())
+        };
+        assert_eq!(ask("limits.memory", "1Mi").unwrap(), "64");
+        assert_eq!(ask("limits.memory", "0").unwrap(), "67108864");
+        assert_eq!(ask("requests.cpu", "1").unwrap(), "1");
+        assert_eq!(ask("requests.cpu", "1m").unwrap(), "250");
+        assert_eq!(ask("limits.cpu", "1").unwrap(), node::processors().to_string());
+        assert!(ask("memory", "1").is_err());
     }
 
     #[test]

@@ -4,7 +4,9 @@ mod backoff;
 mod dns;
 mod env;
 mod events;
+mod sources;
 mod status;
+mod volumes;
 mod worker;
 
 use std::collections::HashMap;

@@ -18,7 +18,9 @@ use tracing::{debug, warn};
 use super::Context;
 use super::backoff::Backoff;
 use super::env::{self, Facts};
+use super::sources::Sources;
 use super::status::{self, View};
+use super::volumes::Volumes;
 use crate::runtime::{ContainerSpec, Failure, PodRef, Sandbox, SandboxSpec, State};
 
 /// Pause before the API is told again what it did not take.
@@ -27,6 +29,8 @@ const RETRY: Duration = Duration::from_secs(1);
 const GONE: Duration = Duration::from_secs(2);
 /// Name of the sandbox among the waits; no container can be called so.
 const SANDBOX: &str = "/sandbox";
+/// The same for the volumes.
+const VOLUMES: &str = "/volumes";
 
 pub(super) struct Worker {
     context: Arc<Context>,
@@ -38,6 +42,7 @@ pub(super) struct Worker {
     status: PodStatus,
     told: PodStatus,
     backoff: Backoff,
+    volumes: Volumes,
 }
 
 /// When to look again if nothing happens.
@@ -73,6 +78,7 @@ impl Worker {
             status: told.clone(),
             told,
             backoff: Backoff::default(),
+            volumes: Volumes::default(),
         }
     }
 
@@ -129,6 +135,10 @@ impl Worker {
             return;
         };
         self.view.pod_ips = Some(sandbox.ips);
+        if !self.volumes(pod, next).await {
+            self.settle(pod);
+            return;
+        }
         if !self.init(pod, next).await {
             self.settle(pod);
             return;
@@ -175,6 +185,36 @@ impl Worker {
                 );
                 next.at(self.backoff.failed(SANDBOX, Instant::now()));
                 None
+            }
+        }
+    }
+
+    /// Makes the volumes, and keeps them up to date; whether containers may start.
+    async fn volumes(&mut self, pod: &Pod, next: &mut Next) -> bool {
+        if let Some(wait) = self.backoff.waits(VOLUMES).filter(|wait| *wait > Instant::now()) {
+            next.at(wait);
+            return false;
+        }
+        let sources = Sources {
+            client: &self.context.client,
+            namespace: &self.id.namespace,
+        };
+        let dir = self.context.runtime.volume_dir(&self.id.uid);
+        match self.volumes.prepare(&sources, pod, &dir).await {
+            Ok(()) => {
+                self.backoff.forget(VOLUMES);
+                if let Some(at) = self.volumes.next() {
+                    next.at(at);
+                }
+                true
+            }
+            Err(failure) => {
+                warn!(pod = self.id.name, %failure, "a pod has no volumes yet");
+                self.context
+                    .events
+                    .warning(pod, None, failure.reason, failure.message);
+                next.at(self.backoff.failed(VOLUMES, Instant::now()));
+                false
             }
         }
     }
@@ -353,6 +393,8 @@ impl Worker {
                 .map(|text| env::expand(text, &known))
                 .collect()
         };
+        let volumes = pod.spec.as_ref().and_then(|spec| spec.volumes.as_deref());
+        let mounts = self.volumes.mounts(wanted, &known, volumes.unwrap_or_default())?;
         let limit = |name: &str| {
             let resources = wanted.resources.as_ref()?;
             env::milli(&resources.limits.as_ref()?.get(name)?.0)
@@ -367,6 +409,7 @@ impl Worker {
             user: user(pod, wanted),
             memory_limit: limit("memory").map(|milli| milli.div_ceil(1000)),
             cpu_limit: limit("cpu"),
+            mounts,
             env,
         };
         self.context.runtime.start(&self.id, &spec)

@@ -56,6 +56,15 @@ pub(crate) struct ContainerSpec {
     pub(crate) memory_limit: Option<u64>,
     /// Thousandths of a CPU.
     pub(crate) cpu_limit: Option<u64>,
+    pub(crate) mounts: Vec<Mount>,
+}
+
+/// Something of the node that a container sees.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Mount {
+    pub(crate) source: PathBuf,
+    pub(crate) target: PathBuf,
+    pub(crate) read_only: bool,
 }
 
 /// What a container does.

@@ -24,6 +24,7 @@ mod kube_proxy;
 mod manifests;
 mod migration;
 mod node;
+mod node_pods;
 mod node_port;
 mod overlay_path;
 mod pair;

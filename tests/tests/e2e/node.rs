@@ -77,7 +77,7 @@ fn get(plane: &ControlPlane, args: &[&str]) -> Value {
     serde_json::from_str(&text).unwrap_or(Value::Null)
 }
 
-fn condition<'a>(object: &'a Value, kind: &str) -> &'a Value {
+pub(crate) fn condition<'a>(object: &'a Value, kind: &str) -> &'a Value {
     let list = object["status"]["conditions"].as_array();
     list.into_iter()
         .flatten()

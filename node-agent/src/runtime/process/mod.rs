@@ -3,6 +3,7 @@
 
 mod cgroup;
 mod image;
+mod mounts;
 mod netns;
 mod spawn;
 mod store;
@@ -18,6 +19,7 @@ use std::time::Duration;
 use beeline_cni::client::{Agent as _, Socket};
 use beeline_cni::protocol::{Add, Del, Key, Pod, Request, Response};
 use jiff::Timestamp;
+use nix::mount::{MntFlags, umount2};
 use tokio::sync::{mpsc, watch};
 use tracing::{debug, warn};
 
@@ -129,6 +131,11 @@ impl ProcessRuntime {
 
     fn pod_dir(&self, uid: &str) -> PathBuf {
         self.settings.root.join(uid)
+    }
+
+    /// Where the volumes of a pod are.
+    pub(crate) fn volume_dir(&self, uid: &str) -> PathBuf {
+        self.pod_dir(uid).join("volumes")
     }
 
     fn pod_cgroup(&self, uid: &str) -> PathBuf {
@@ -408,6 +415,7 @@ impl ProcessRuntime {
             remove_dir(&self.pod_log_dir(&record.pod)).map_err(failed("remove its logs"))?;
         }
         cgroup::remove(&group).map_err(failed("remove its cgroup"))?;
+        unmount_below(&self.pod_dir(uid)).map_err(failed("unmount its volumes"))?;
         remove_dir(&self.pod_dir(uid)).map_err(failed("remove its directory"))?;
         self.lock().remove(uid);
         Ok(())
@@ -447,6 +455,17 @@ fn key(uid: &str) -> Key {
         container_id: uid.to_owned(),
         ifname: IFNAME.into(),
     }
+}
+
+/// Ends what is mounted in a directory: a volume in memory, and never something of the host that must not be removed with it.
+fn unmount_below(dir: &Path) -> io::Result<()> {
+    let prefix = format!("{}/", dir.display());
+    let mounts = fs::read_to_string("/proc/self/mounts")?;
+    let places = mounts.lines().filter_map(|line| line.split(' ').nth(1));
+    for place in places.filter(|place| place.starts_with(&prefix)) {
+        umount2(place, MntFlags::MNT_DETACH)?;
+    }
+    Ok(())
 }
 
 fn remove_dir(dir: &Path) -> io::Result<()> {

@@ -1,6 +1,6 @@
 //! Starting a process inside a pod.
 
-use std::ffi::{CString, OsStr};
+use std::ffi::CString;
 use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::net::IpAddr;
@@ -11,11 +11,12 @@ use std::process::{ExitStatus, Stdio};
 
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, setns, unshare};
-use nix::unistd::{Gid, Uid, setgid, setgroups, sethostname, setsid, setuid};
+use nix::unistd::{Gid, Uid, chdir, setgid, setgroups, sethostname, setsid, setuid};
 use tokio::process::Command;
 
-use super::super::ContainerSpec;
+use super::super::{ContainerSpec, Mount};
 use super::image::Program;
+use super::mounts;
 
 /// Files of a pod that its processes see in `/etc`.
 pub(super) const RESOLV_CONF: &str = "resolv.conf";
@@ -43,7 +44,13 @@ pub(super) fn command(program: &Program, spec: &ContainerSpec, place: &Place<'_>
     let netns = place.netns.map(File::open).transpose()?;
     // The node's own host name is not a pod's to change.
     let hostname = netns.is_some().then(|| place.hostname.to_owned());
-    let mounts = mounts(place.dir)?;
+    let mut wanted = pod_files(place.dir);
+    wanted.retain(|file| !spec.mounts.iter().any(|mount| mount.target == file.target));
+    wanted.extend(spec.mounts.iter().cloned());
+    let mounts = mounts::plan(&place.dir.join("root"), &wanted)?;
+    // In the container's own root, so it is gone to when that is there.
+    let directory = spec.working_dir.as_deref().unwrap_or(Path::new("/"));
+    let directory = CString::new(directory.as_os_str().as_bytes()).map_err(io::Error::other)?;
     let user = spec.user;
     let mut command = Command::new(program.argv0());
     command
@@ -53,7 +60,6 @@ pub(super) fn command(program: &Program, spec: &ContainerSpec, place: &Place<'_>
         .env("HOSTNAME", place.hostname)
         .env("BEELINE_IMAGE", &spec.image)
         .envs(spec.env.iter().map(|(name, value)| (name, value)))
-        .current_dir(spec.working_dir.as_deref().unwrap_or(Path::new("/")))
         .stdin(Stdio::null());
     let enter = move || -> io::Result<()> {
         // "0" is the writing process itself: cgroups(7).
@@ -65,18 +71,11 @@ pub(super) fn command(program: &Program, spec: &ContainerSpec, place: &Place<'_>
         unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWUTS)?;
         let slave = MsFlags::MS_SLAVE | MsFlags::MS_REC;
         mount(None::<&str>, c"/", None::<&str>, slave, None::<&str>)?;
-        for (from, to) in &mounts {
-            mount(
-                Some(from.as_c_str()),
-                to.as_c_str(),
-                None::<&str>,
-                MsFlags::MS_BIND,
-                None::<&str>,
-            )?;
-        }
+        mounts::perform(&mounts)?;
         if let Some(hostname) = &hostname {
             sethostname(hostname)?;
         }
+        chdir(directory.as_c_str())?;
         if let Some((user, group)) = user {
             setgroups(&[])?;
             setgid(Gid::from_raw(group))?;
@@ -89,18 +88,18 @@ pub(super) fn command(program: &Program, spec: &ContainerSpec, place: &Place<'_>
     Ok(command)
 }
 
-/// What is mounted over what: files that the pod has and the host has, too.
-fn mounts(dir: &Path) -> io::Result<Vec<(CString, CString)>> {
-    let text = |path: &OsStr| CString::new(path.as_bytes()).map_err(io::Error::other);
-    let mut mounts = Vec::new();
-    for (name, at) in [(RESOLV_CONF, "/etc/resolv.conf"), (HOSTS, "/etc/hosts")] {
-        let file = dir.join(name);
-        // Often a link to where another program keeps it.
-        if let (true, Ok(at)) = (file.exists(), fs::canonicalize(at)) {
-            mounts.push((text(file.as_os_str())?, text(at.as_os_str())?));
-        }
-    }
-    Ok(mounts)
+/// Files that the pod has and the host has, too.
+fn pod_files(dir: &Path) -> Vec<Mount> {
+    [(RESOLV_CONF, "/etc/resolv.conf"), (HOSTS, "/etc/hosts")]
+        .into_iter()
+        .map(|(name, at)| Mount {
+            source: dir.join(name),
+            target: at.into(),
+            read_only: false,
+        })
+        // Where the host has none, programs look for none.
+        .filter(|mount| mount.source.exists() && fs::exists(&mount.target).unwrap_or(false))
+        .collect()
 }
 
 /// As a shell has it.
