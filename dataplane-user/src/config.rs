@@ -172,6 +172,9 @@ struct KlogFlags {
     machine_id_file: Option<String>,
 }
 
+/// Flags whose values are nobody's business.
+const SECRETS: [&str; 1] = ["etcd-password"];
+
 /// Largest size of a map.
 const MAX_ENTRIES: i64 = 16 << 20;
 
@@ -395,6 +398,9 @@ pub fn flag_values(command: &Command, matches: &ArgMatches) -> BTreeMap<String, 
         .filter_map(|(id, name)| {
             // not every argument has values: --help
             let values = matches.try_get_raw(id).ok().flatten()?;
+            if SECRETS.contains(&name) {
+                return Some((name.to_owned(), "***".to_owned()));
+            }
             let values: Vec<_> = values.map(|value| value.to_string_lossy()).collect();
             Some((name.to_owned(), values.join(",")))
         })
@@ -742,6 +748,8 @@ mod tests {
             "--conntrack-min=7",
             "--masquerade-all",
             "--dir=/d",
+            "--etcd-username=u",
+            "--etcd-password=p",
         ];
         let matches = command.clone().try_get_matches_from(args).unwrap();
         let found = flag_values(&command, &matches);
@@ -752,6 +760,7 @@ mod tests {
         assert_eq!(of("dir"), Some("/d"));
         assert_eq!(of("state-dir"), Some(STATE_DIR));
         assert_eq!(of("cluster-cidr"), None);
+        assert_eq!(of("etcd-password"), Some("***"));
     }
 
     #[test]

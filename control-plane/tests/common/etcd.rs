@@ -9,67 +9,26 @@
 #![allow(unreachable_pub, reason = "shared by several test binaries")]
 
 use std::net::TcpListener;
-use std::process::{Child, Command, Stdio};
 
 use beeline_control_plane::store::{EtcdOptions, EtcdStore};
+use beeline_etcd::server::Server;
 
 /// A server with one member; it and its directory are gone on drop.
-pub struct Etcd {
-    child: Child,
-    client: u16,
-    peer: u16,
-    dir: tempfile::TempDir,
-}
+pub struct Etcd(Server);
 
 pub fn free_port() -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     listener.local_addr().unwrap().port()
 }
 
-fn spawn(dir: &std::path::Path, client: u16, peer: u16) -> Child {
-    let (client, peer) = (
-        format!("http://127.0.0.1:{client}"),
-        format!("http://127.0.0.1:{peer}"),
-    );
-    Command::new("etcd")
-        .arg("--data-dir")
-        .arg(dir)
-        .args([
-            "--listen-client-urls",
-            &client,
-            "--advertise-client-urls",
-            &client,
-        ])
-        .args([
-            "--listen-peer-urls",
-            &peer,
-            "--initial-advertise-peer-urls",
-            &peer,
-        ])
-        .args(["--initial-cluster", &format!("default={peer}")])
-        .args(["--heartbeat-interval", "20", "--election-timeout", "200"])
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .expect("etcd is not installed (Debian: etcd-server)")
-}
-
 impl Etcd {
     pub fn start() -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let (client, peer) = (free_port(), free_port());
-        let child = spawn(dir.path(), client, peer);
-        Self {
-            child,
-            client,
-            peer,
-            dir,
-        }
+        Self(Server::start().unwrap())
     }
 
     pub fn options(&self) -> EtcdOptions {
         EtcdOptions {
-            etcd_servers: vec![format!("http://127.0.0.1:{}", self.client)],
+            etcd_servers: vec![self.0.url()],
             ..EtcdOptions::default()
         }
     }
@@ -89,15 +48,7 @@ impl Etcd {
 
     /// Kills it and starts it again with the same data.
     pub fn restart(&mut self) {
-        self.child.kill().unwrap();
-        self.child.wait().unwrap();
-        self.child = spawn(self.dir.path(), self.client, self.peer);
-    }
-}
-
-impl Drop for Etcd {
-    fn drop(&mut self) {
-        drop(self.child.kill());
-        drop(self.child.wait());
+        self.0.kill().unwrap();
+        self.0.resume().unwrap();
     }
 }

@@ -257,31 +257,27 @@ pub async fn run(config: AgentConfig) -> anyhow::Result<()> {
         });
     }
 
-    let _network = match (&config.network, &client) {
-        (Some(network), Some(client)) => {
-            let tables = (kernel.masquerade_table()?, kernel.pod_table()?);
-            let reports = overlay::run::Reports {
-                events: events.clone(),
-                shared: Arc::clone(&shared),
-            };
-            let started = overlay::run::start(
-                network.clone(),
-                client.clone(),
-                tables,
-                new_devices,
-                reports,
-                fatal.clone(),
-            );
-            let started = started.context("start the pod network")?;
-            let _once = nodes.set(started.nodes.clone());
-            tokio::spawn(cni::hostports::follow(
-                Arc::clone(&started.service),
-                updates.clone(),
-            ));
-            Some(started)
-        }
-        _ => None,
-    };
+    if let Some(network) = config.network.clone() {
+        let tables = (kernel.masquerade_table()?, kernel.pod_table()?);
+        let reports = overlay::run::Reports {
+            events: events.clone(),
+            shared: Arc::clone(&shared),
+        };
+        let (client, updates, fatal) = (client.clone(), updates.clone(), fatal.clone());
+        tokio::spawn(async move {
+            let started =
+                overlay::run::start(network, client, tables, new_devices, reports, fatal.clone()).await;
+            match started {
+                Ok(started) => {
+                    let _once = nodes.set(started.nodes.clone());
+                    cni::hostports::follow(Arc::clone(&started.service), updates).await;
+                }
+                Err(error) => {
+                    let _stopping = fatal.send(error.context("start the pod network")).await;
+                }
+            }
+        });
+    }
 
     events.starting();
     let source = connect::start_source(&config, client, updates);

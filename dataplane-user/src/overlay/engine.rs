@@ -84,6 +84,10 @@ impl Settings {
 pub enum NodeUpdate {
     /// A node is new or has changed.
     Applied(Box<Node>),
+    /// The same of this node, whose object is not in an API.
+    Own(Box<Local>),
+    /// The same of another one, by its name: how it is reached, if it takes part, and what is wrong with it.
+    Peer(String, Option<Peer>, Vec<String>),
     /// A node is gone.
     Deleted(String),
     /// A complete list has been told: these are all.
@@ -233,6 +237,10 @@ impl Engine {
                 }
                 let (peer, problems) =
                     flannel::peer(&node, &self.settings.prefix, &self.settings.conf.backend);
+                self.take(NodeUpdate::Peer(name, peer, problems));
+            }
+            NodeUpdate::Own(local) => self.own = Some((*local, Vec::new())),
+            NodeUpdate::Peer(name, peer, problems) => {
                 self.note(&name, &problems);
                 match peer {
                     Some(peer) => self.peers.insert(name, peer),
@@ -302,7 +310,7 @@ impl Engine {
     async fn attempt(&mut self, view: &mut View) -> Result<Vec<String>, String> {
         let Some((own, node_ips)) = self.own.clone() else {
             return Err(format!(
-                "node {} is not known to the API yet",
+                "the podCIDR of node {} is not known yet",
                 self.settings.node_name
             ));
         };
@@ -478,7 +486,7 @@ fn shorten(errors: &[String]) -> String {
 }
 
 /// Locally administered, unicast.
-fn random_mac() -> Mac {
+pub(super) fn random_mac() -> Mac {
     let mut bytes: [u8; 6] = rand::random();
     bytes[0] = (bytes[0] | 0x02) & !0x01;
     Mac(bytes)

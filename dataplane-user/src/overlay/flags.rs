@@ -2,13 +2,16 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use beeline_cni::protocol::{DEFAULT_SOCKET, DEFAULT_STATE_DIR};
+use beeline_etcd::Access;
 use clap::Args;
 use ipnet::IpNet;
 
 use super::engine::Settings;
+use super::etcd;
 use super::flannel::{DEFAULT_PREFIX, Prefix};
 use super::handover::Places;
 use super::netconf::NetConf;
@@ -25,6 +28,8 @@ pub struct NetworkArgs {
     /// flannel's net-conf.json: connect this node's pods with those of other nodes, and serve the CNI plugin
     #[arg(long, value_name = "FILE", conflicts_with = "dir")]
     net_config_path: Option<PathBuf>,
+    #[command(flatten)]
+    etcd: EtcdArgs,
     /// Device that reaches other nodes, by name or address [default: that of the default route]
     #[arg(long, value_name = "NAME")]
     iface: Option<String>,
@@ -69,11 +74,93 @@ pub struct NetworkArgs {
     host_local_dir: PathBuf,
 }
 
+/// Flags of flannel's etcd subnet manager.
+#[derive(Debug, Args)]
+struct EtcdArgs {
+    /// etcd servers where flannel's configuration and leases are, instead of net-conf.json and the Node objects of an API
+    #[arg(
+        long,
+        value_delimiter = ',',
+        value_name = "URL",
+        env = "FLANNELD_ETCD_ENDPOINTS",
+        conflicts_with = "net_config_path"
+    )]
+    etcd_endpoints: Vec<String>,
+    /// What flannel's keys in etcd begin with
+    #[arg(
+        long,
+        value_name = "KEY",
+        env = "FLANNELD_ETCD_PREFIX",
+        default_value = "/coreos.com/network"
+    )]
+    etcd_prefix: String,
+    /// Certificate of the authority that signed etcd's certificates
+    #[arg(long, value_name = "FILE", env = "FLANNELD_ETCD_CAFILE")]
+    etcd_cafile: Option<PathBuf>,
+    /// Certificate that etcd knows this node by
+    #[arg(
+        long,
+        value_name = "FILE",
+        env = "FLANNELD_ETCD_CERTFILE",
+        requires = "etcd_keyfile"
+    )]
+    etcd_certfile: Option<PathBuf>,
+    /// Key of that certificate
+    #[arg(
+        long,
+        value_name = "FILE",
+        env = "FLANNELD_ETCD_KEYFILE",
+        requires = "etcd_certfile"
+    )]
+    etcd_keyfile: Option<PathBuf>,
+    /// User of etcd
+    #[arg(
+        long,
+        value_name = "NAME",
+        env = "FLANNELD_ETCD_USERNAME",
+        requires = "etcd_password"
+    )]
+    etcd_username: Option<String>,
+    /// Password of that user; better in the environment, where other users of this host do not see it
+    #[arg(
+        long,
+        value_name = "PASSWORD",
+        env = "FLANNELD_ETCD_PASSWORD",
+        hide_env_values = true,
+        requires = "etcd_username"
+    )]
+    etcd_password: Option<String>,
+    /// How long before its end this node's lease is renewed, in minutes
+    #[arg(long, value_name = "MINUTES", env = "FLANNELD_SUBNET_LEASE_RENEW_MARGIN", default_value_t = 60, value_parser = clap::value_parser!(u32).range(1..1440))]
+    subnet_lease_renew_margin: u32,
+}
+
+impl EtcdArgs {
+    /// `None`: etcd has nothing to do with it.
+    fn manager(&self) -> Result<Option<Arc<etcd::Manager>>, Unusable> {
+        if self.etcd_endpoints.is_empty() {
+            return Ok(None);
+        }
+        let access = Access {
+            servers: self.etcd_endpoints.clone(),
+            ca_file: self.etcd_cafile.clone(),
+            identity: self.etcd_certfile.clone().zip(self.etcd_keyfile.clone()),
+            user: self.etcd_username.clone().zip(self.etcd_password.clone()),
+        };
+        let margin = Duration::from_mins(self.subnet_lease_renew_margin.into());
+        let manager = etcd::Manager::new(etcd::Settings::new(access, &self.etcd_prefix, margin))
+            .map_err(|error| Unusable(format!("--etcd-endpoints: {error}")))?;
+        Ok(Some(Arc::new(manager)))
+    }
+}
+
 /// The pod network's settings.
 #[derive(Clone, Debug)]
 pub struct NetworkConfig {
-    /// Of the overlay.
+    /// Of the overlay; with etcd, what etcd says takes the place of the network's configuration.
     pub settings: Settings,
+    /// flannel's leases in etcd; `None`: nodes are objects of an API.
+    pub etcd: Option<Arc<etcd::Manager>>,
     /// Of the CNI plugin's requests.
     pub cni: cni::Config,
     /// Socket of the CNI plugin.
@@ -102,16 +189,20 @@ impl NetworkArgs {
     ///
     /// # Errors
     ///
-    /// When net-conf.json cannot be used.
+    /// When net-conf.json or a flag for etcd cannot be used.
     pub fn config(&self, node_name: &str) -> Result<Option<NetworkConfig>, Unusable> {
-        let Some(path) = &self.net_config_path else {
-            return Ok(None);
+        let etcd = self.etcd.manager()?;
+        let conf = match (&self.net_config_path, &etcd) {
+            (Some(path), _) => {
+                let wrong = |error: &dyn std::fmt::Display| {
+                    Unusable(format!("--net-config-path {}: {error}", path.display()))
+                };
+                let text = std::fs::read_to_string(path).map_err(|error| wrong(&error))?;
+                NetConf::parse(&text).map_err(|error| wrong(&error))?
+            }
+            (None, Some(_)) => NetConf::default(),
+            (None, None) => return Ok(None),
         };
-        let wrong = |error: &dyn std::fmt::Display| {
-            Unusable(format!("--net-config-path {}: {error}", path.display()))
-        };
-        let text = std::fs::read_to_string(path).map_err(|error| wrong(&error))?;
-        let conf = NetConf::parse(&text).map_err(|error| wrong(&error))?;
         let settings = Settings {
             prefix: self.kube_annotation_prefix.clone(),
             iface: self.iface.clone(),
@@ -129,6 +220,7 @@ impl NetworkArgs {
         };
         Ok(Some(NetworkConfig {
             settings,
+            etcd,
             cni,
             socket: self.cni_socket.clone(),
             cni_conf: self.cni_conf_file.clone().map(|path| cni::install::Conf {

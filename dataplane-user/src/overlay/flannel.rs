@@ -105,6 +105,16 @@ struct VxlanData {
     // VNI is not compared: flannel does not either
 }
 
+/// The address of a node's overlay device, from what flannel tells of the device.
+pub(super) fn vtep(text: &str) -> Result<Mac, String> {
+    let data: VxlanData = serde_json::from_str(text).map_err(|error| error.to_string())?;
+    if data.vtep.is_unicast() {
+        Ok(data.vtep)
+    } else {
+        Err(format!("{} is no unicast address", data.vtep))
+    }
+}
+
 /// The podCIDRs of a node, one of each family.
 fn subnets(node: &Node) -> (Option<Ipv4Net>, Option<Ipv6Net>) {
     let spec = node.spec.as_ref();
@@ -154,13 +164,7 @@ impl Annotations<'_> {
         let text = self
             .get(name)
             .ok_or_else(|| format!("annotation {name} is missing"))?;
-        let data: VxlanData =
-            serde_json::from_str(text).map_err(|error| format!("annotation {name}: {error}"))?;
-        if data.vtep.is_unicast() {
-            Ok(data.vtep)
-        } else {
-            Err(format!("annotation {name}: {} is no unicast address", data.vtep))
-        }
+        vtep(text).map_err(|error| format!("annotation {name}: {error}"))
     }
 
     /// One family of a peer: nothing if it does not have it.
@@ -246,7 +250,8 @@ pub struct Announcement {
     pub backend: Backend,
 }
 
-fn backend_data(backend: &Backend, vtep: Option<Mac>) -> String {
+/// What flannel tells of a node's device.
+pub(super) fn backend_data(backend: &Backend, vtep: Option<Mac>) -> String {
     match (backend, vtep) {
         // flannel finds the address again by splitting at `:"`: nothing else here may be text
         (Backend::Vxlan(vxlan), Some(vtep)) => format!(r#"{{"VNI":{},"VtepMAC":"{vtep}"}}"#, vxlan.vni),

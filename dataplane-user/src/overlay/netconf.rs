@@ -33,8 +33,8 @@ fn key<T>(key: &'static str, cause: impl Into<String>) -> Result<T, NetConfError
     })
 }
 
-/// The file, with flannel's defaults.
-#[derive(Clone, PartialEq, Eq, Debug)]
+/// The file, with flannel's defaults. By default no family is enabled.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct NetConf {
     /// The cluster's pod networks; one that is not enabled is `None`, whatever is written there (spec 1.10).
     pub network_v4: Option<Ipv4Net>,
@@ -68,6 +68,12 @@ pub enum Backend {
     Vxlan(Vxlan),
     /// By routes to the nodes, which must be on the same link.
     HostGw,
+}
+
+impl Default for Backend {
+    fn default() -> Self {
+        Self::Vxlan(Vxlan::default())
+    }
 }
 
 impl Backend {
@@ -237,7 +243,7 @@ impl NetConf {
 
 fn backend(fields: Option<Map<String, Value>>) -> Result<Backend, NetConfError> {
     let Some(fields) = fields else {
-        return Ok(Backend::Vxlan(Vxlan::default()));
+        return Ok(Backend::default());
     };
     let fields = lower_keys(fields);
     match fields

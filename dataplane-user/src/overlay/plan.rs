@@ -291,7 +291,8 @@ pub fn ways(peers: &BTreeMap<String, Peer>, here: &Here, desired: &Desired) -> V
     ways
 }
 
-fn overlap(a: IpNet, b: IpNet) -> bool {
+/// Whether one is in the other.
+pub(super) fn overlap(a: IpNet, b: IpNet) -> bool {
     a.contains(&b) || b.contains(&a)
 }
 

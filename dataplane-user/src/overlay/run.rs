@@ -74,24 +74,26 @@ impl path::Observer for Watcher {
     }
 }
 
-/// Starts it. `fatal`: told when it ends for good.
+/// Starts it, once its configuration is known. `client`: of the API whose nodes take part; not needed with etcd. `fatal`:
+/// told when it ends for good.
 ///
 /// # Errors
 ///
-/// When the kernel, the state of the CNI plugin or its socket cannot be used.
-pub fn start(
+/// When the kernel, the state of the CNI plugin or its socket cannot be used, or nothing tells of nodes.
+pub async fn start(
     config: NetworkConfig,
-    client: kube::Client,
+    client: Option<kube::Client>,
     (masquerade, pods): (MasqueradeTable, PodTable),
     devices: Handle,
     reports: Reports,
     fatal: mpsc::Sender<anyhow::Error>,
 ) -> anyhow::Result<Network> {
     let (sender, queue) = mpsc::channel(QUEUE);
-    let own = watch::Sender::new(None);
-    let own_name = config.settings.node_name.clone();
-    let (node_name, prefix) = (config.settings.node_name.clone(), config.settings.prefix.clone());
-    let settings = config.settings;
+    let mut settings = config.settings;
+    if let Some(etcd) = &config.etcd {
+        settings.conf = etcd.config().await;
+    }
+    let network = settings.clone();
     let world = World {
         enabled: settings.masquerade,
         pods: [
@@ -126,14 +128,24 @@ pub fn start(
     let forwarded = world.pods.iter().chain(&world.others).copied().collect();
     tokio::spawn(keep_forwarding(forwarded, view.clone()));
     tokio::spawn(follow(masquerade, world, view.clone()));
-    tokio::spawn(nodes::publish(
-        client.clone(),
-        node_name.clone(),
-        prefix,
-        view.clone(),
-        own.subscribe(),
-    ));
-    tokio::spawn(nodes::watch(client, node_name, sender, own));
+    let node_name = network.node_name.clone();
+    match (config.etcd, client) {
+        (Some(etcd), _) => {
+            tokio::spawn(etcd.keep(network, sender, view.clone()));
+        }
+        (None, Some(client)) => {
+            let own = watch::Sender::new(None);
+            tokio::spawn(nodes::publish(
+                client.clone(),
+                node_name.clone(),
+                network.prefix,
+                view.clone(),
+                own.subscribe(),
+            ));
+            tokio::spawn(nodes::watch(client, node_name.clone(), sender, own));
+        }
+        (None, None) => anyhow::bail!("nodes can be known neither from an API nor from etcd"),
+    }
     let paths = Arc::new(Paths::default());
     if let Some(period) = config.probe_period {
         let watcher = Watcher {
@@ -144,7 +156,7 @@ pub fn start(
     }
     tokio::spawn(count(reports.shared, view.clone()));
     let nodes = view::Reader {
-        node_name: own_name,
+        node_name,
         view: view.clone(),
         paths,
     };

@@ -13,6 +13,7 @@ mod config;
 mod containerd;
 mod cri;
 mod demo;
+mod etcd;
 mod failure;
 mod flannel;
 mod harness;

@@ -18,9 +18,14 @@ pub(crate) const SERVICE: &str = "10.96.7.7";
 pub(crate) fn options(plane: &ControlPlane, node: &Node, net_conf: &str) -> AgentOptions {
     let conf = node.state().join("net-conf.json");
     std::fs::write(&conf, net_conf).unwrap();
+    let options = AgentOptions::kubeconfig(plane.kubeconfig());
+    own_places(options, node).flag("--net-config-path", conf.display())
+}
+
+/// With all files of the pod network in the node's directory.
+pub(crate) fn own_places(options: AgentOptions, node: &Node) -> AgentOptions {
     let path = |name: &str| node.state().join(name).display().to_string();
-    AgentOptions::kubeconfig(plane.kubeconfig())
-        .flag("--net-config-path", conf.display())
+    options
         .flag("--subnet-file", path("subnet.env"))
         .flag("--cni-socket", path("cni.sock"))
         .flag("--cni-state-dir", path("cni"))
@@ -57,8 +62,9 @@ impl<'a> CniPod<'a> {
         let netns = NetNs::create(&format!("{}-{name}", node.host().netns().name())).unwrap();
         let more = json!({"runtimeConfig": runtime});
         let result = plugin(node, "ADD", name, netns.name(), &more);
+        // the second is empty where the network has one family
         let address = |i: usize| {
-            let cidr = result["ips"][i]["address"].as_str().unwrap();
+            let cidr = result["ips"][i]["address"].as_str().unwrap_or_default();
             cidr.split('/').next().unwrap().to_owned()
         };
         Self {

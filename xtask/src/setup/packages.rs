@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail};
 use crate::run;
 
 /// (program, Debian package). kubectl is apart: Debian's own is too old in some releases.
-const PROGRAMS: [(&str, &str); 14] = [
+const PROGRAMS: [(&str, &str); 15] = [
     // jemalloc is built by its own makefile
     ("make", "make"),
     ("ip", "iproute2"),
@@ -26,6 +26,7 @@ const PROGRAMS: [(&str, &str); 14] = [
     ("sysctl", "procps"),
     // where several control planes keep their objects
     ("etcd", "etcd-server"),
+    ("etcdctl", "etcd-client"),
 ];
 /// Older kubectl cannot read this API's OpenAPI v3 document, which `kubectl apply` checks.
 const OLDEST_KUBECTL: (u32, u32) = (1, 27);

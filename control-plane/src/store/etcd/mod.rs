@@ -3,23 +3,20 @@
 //! One watch of everything feeds the hub, so that etcd has one watcher per control plane, whatever its clients do; a watcher
 //! that falls behind the hub's rings reads etcd's own history.
 
-mod client;
-
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use beeline_etcd::{Access, Change, Client, EtcdError, encode, end_of, number};
 use bytes::Bytes;
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use serde_json::{Value, json};
 
-pub use client::EtcdOptions;
-
 use super::hub::Hub;
 use super::log_watch::{History, LogWatch, Past};
-use super::{Expect, Page, Range, Store, StoreError, Stored, Watch, Write};
-use client::{Client, EtcdError, encode, end_of, number, stored};
+use super::{Event, Expect, Page, Range, Store, StoreError, Stored, Watch, Write};
 
 /// All that is kept is under this.
 const ROOT: &str = "/registry/";
@@ -27,6 +24,37 @@ const ROOT: &str = "/registry/";
 const MARK: &str = "/registry/started";
 /// Pause before the watch begins again when etcd is away.
 const RETRY: Duration = Duration::from_millis(200);
+
+/// Where etcd is and how it knows us, under kube-apiserver's names.
+#[derive(Debug, Clone, Default, clap::Args)]
+pub struct EtcdOptions {
+    /// Addresses of etcd servers, http or https, to keep objects there instead of in the data directory
+    #[arg(long, value_delimiter = ',')]
+    pub etcd_servers: Vec<String>,
+
+    /// Certificate of the authority that signed etcd's certificates
+    #[arg(long)]
+    pub etcd_cafile: Option<PathBuf>,
+
+    /// Certificate that etcd knows us by
+    #[arg(long, requires = "etcd_keyfile")]
+    pub etcd_certfile: Option<PathBuf>,
+
+    /// Key of that certificate
+    #[arg(long, requires = "etcd_certfile")]
+    pub etcd_keyfile: Option<PathBuf>,
+}
+
+impl EtcdOptions {
+    fn access(&self) -> Access {
+        Access {
+            servers: self.etcd_servers.clone(),
+            ca_file: self.etcd_cafile.clone(),
+            identity: self.etcd_certfile.clone().zip(self.etcd_keyfile.clone()),
+            user: None,
+        }
+    }
+}
 
 /// A [`Store`] in etcd.
 pub struct EtcdStore {
@@ -61,11 +89,9 @@ impl EtcdStore {
     /// # Errors
     /// When the options are unusable or no server answers.
     pub async fn connect(options: &EtcdOptions) -> Result<Self, StoreError> {
-        let client = Client::new(options)?;
-        let revision = mark(&client).await.map_err(|error| StoreError::Backend {
-            operation: "connect to etcd",
-            message: error.to_string(),
-        })?;
+        let unusable = backend("connect to etcd");
+        let client = Client::new(&options.access()).map_err(&unusable)?;
+        let revision = mark(&client).await.map_err(&unusable)?;
         let inner = Arc::new(Inner {
             client,
             hub: Hub::new(revision),
@@ -106,8 +132,30 @@ async fn feed(inner: Arc<Inner>) {
 async fn follow(inner: &Inner, after: u64) -> Result<std::convert::Infallible, EtcdError> {
     let mut changes = inner.client.watch(ROOT, after).await?;
     loop {
-        inner.hub.publish(changes.next().await?);
+        inner.hub.publish(events(changes.next().await?));
     }
+}
+
+fn events(changes: Vec<Change>) -> Vec<Arc<Event>> {
+    let event = |change: Change| Event {
+        revision: change.revision,
+        key: change.key,
+        value: change.value,
+        previous: change.previous,
+    };
+    changes
+        .into_iter()
+        .map(|change| Arc::new(event(change)))
+        .collect()
+}
+
+fn stored(kv: &Value) -> Result<Stored, EtcdError> {
+    let found = beeline_etcd::stored(kv)?;
+    Ok(Stored {
+        key: found.key,
+        revision: found.revision,
+        value: found.value,
+    })
 }
 
 fn compare(key: &str, expect: Expect) -> Value {
@@ -134,7 +182,7 @@ impl Inner {
                 Ok(current) => StoreError::Future { requested, current },
                 Err(error) => backend(operation)(error),
             },
-            EtcdError::Other(message) => StoreError::Backend { operation, message },
+            error @ (EtcdError::Token | EtcdError::Other(_)) => backend(operation)(error),
         }
     }
 
@@ -234,7 +282,7 @@ impl Inner {
         }
         let mut changes = self.client.watch(ROOT, revision).await?;
         loop {
-            let events = changes.next().await?;
+            let events = events(changes.next().await?);
             let Some(at) = events.last().map(|event| event.revision) else {
                 continue;
             };
