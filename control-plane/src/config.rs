@@ -9,6 +9,9 @@ use ipnet::IpNet;
 
 use crate::store::EtcdOptions;
 
+/// The domain of clusters that have none of their own.
+const DOMAIN: &str = "cluster.local";
+
 /// Settings of the control plane; the command line flattens this.
 #[derive(Debug, Clone, Args)]
 pub struct Config {
@@ -61,6 +64,19 @@ pub struct Config {
     #[arg(long)]
     pub audit_log_path: Option<PathBuf>,
 
+    /// Address and port at which the cluster's DNS is served; without it there is none. Its clients come through the Service
+    /// kube-system/kube-dns, at the tenth address of the range of Services, so that the port can be any
+    #[arg(long)]
+    pub dns_bind: Option<SocketAddr>,
+
+    /// Domain of the cluster's names
+    #[arg(long, default_value = DOMAIN)]
+    pub cluster_domain: String,
+
+    /// Servers that are asked for names outside the cluster [default: those of /etc/resolv.conf]
+    #[arg(long, value_delimiter = ',')]
+    pub dns_upstream: Vec<SocketAddr>,
+
     /// Seconds for which the control plane that runs the controllers may be silent before another one on the same etcd does
     #[arg(long, default_value_t = 15, value_parser = clap::value_parser!(u64).range(1..))]
     pub leader_lease_seconds: u64,
@@ -92,6 +108,9 @@ impl Config {
             max_requests_inflight: 400,
             max_mutating_requests_inflight: 200,
             audit_log_path: None,
+            dns_bind: None,
+            cluster_domain: DOMAIN.to_owned(),
+            dns_upstream: Vec::new(),
             leader_lease_seconds: 15,
             etcd: EtcdOptions::default(),
         }
@@ -136,13 +155,18 @@ impl Config {
             .collect()
     }
 
+    /// The ClusterIP at which pods find the cluster's DNS, if it is served.
+    pub fn dns_ip(&self) -> Option<IpAddr> {
+        cluster_dns(&self.service_cidrs, self.dns_bind?.ip())
+    }
+
     /// Everything that the server's certificate is good for.
     pub fn certificate_names(&self) -> Vec<String> {
         let mut names: Vec<String> = [
             "kubernetes",
             "kubernetes.default",
             "kubernetes.default.svc",
-            "kubernetes.default.svc.cluster.local",
+            &format!("kubernetes.default.svc.{}", self.cluster_domain),
             "localhost",
             "127.0.0.1",
             "::1",
@@ -158,6 +182,15 @@ impl Config {
         names.retain(|name| seen.insert(name.clone()));
         names
     }
+}
+
+/// The ClusterIP of DNS that is served at an address of that family: the tenth of the range, as kubeadm has it.
+pub fn cluster_dns(service_cidrs: &[IpNet], served_at: IpAddr) -> Option<IpAddr> {
+    service_cidrs
+        .iter()
+        .find(|cidr| cidr.addr().is_ipv4() == served_at.is_ipv4())?
+        .hosts()
+        .nth(9)
 }
 
 fn port_range(text: &str) -> Result<RangeInclusive<u16>, String> {

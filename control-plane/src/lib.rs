@@ -8,6 +8,7 @@ mod bootstrap_token;
 pub mod config;
 pub mod controllers;
 pub mod discovery;
+pub mod dns;
 pub mod error;
 pub mod fields;
 pub mod openapi;

@@ -14,6 +14,7 @@ use tokio_util::task::TaskTracker;
 use crate::config::Config;
 use crate::controllers::leader::Candidate;
 use crate::controllers::{accounts, endpoints, endpointslice, gc, nodes, scheduler, workloads};
+use crate::dns;
 use crate::pki::{self, Pki};
 use crate::resource::Allocator;
 use crate::server::{self, Api, Audit, Bootstrap, Doors, Limits, Tokens};
@@ -79,10 +80,16 @@ impl ControlPlane {
         )
         .await
         .context("read stored objects")?;
+        let dns = match config.dns_bind {
+            Some(address) => Some(dns::Sockets::bind(address).await?),
+            None => None,
+        };
+        let dns_at = dns.as_ref().map(dns::Sockets::address).transpose()?;
         let bootstrap = Bootstrap {
             cluster_ip: config.kubernetes_ips().first().copied(),
             advertised: config.advertised_ip(),
             port: bound.port(),
+            dns: config.dns_ip().zip(dns_at),
         };
         api.bootstrap(&bootstrap)
             .await
@@ -115,6 +122,15 @@ impl ControlPlane {
         {
             let api = Arc::clone(&api);
             tasks.spawn(async move { api.follow_allocations().await });
+        }
+        if let Some(sockets) = dns {
+            let settings = dns::Settings {
+                domain: config.cluster_domain.clone(),
+                addresses: config.dns_ip().into_iter().collect(),
+                clients: config.cluster_cidrs.clone(),
+                upstream: config.dns_upstream.clone(),
+            };
+            dns::start(sockets, settings, client.clone(), &tasks, &stop)?;
         }
         let controllers = Controllers {
             client: client.clone(),

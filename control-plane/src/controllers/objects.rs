@@ -7,11 +7,11 @@ use kube::ResourceExt as _;
 use kube::runtime::watcher::Event;
 
 /// What became of an object: before and after.
-pub(super) type Transition<K> = (Option<Arc<K>>, Option<Arc<K>>);
+pub(crate) type Transition<K> = (Option<Arc<K>>, Option<Arc<K>>);
 
 /// Objects by namespace (empty for kinds without) and name.
 #[derive(Debug)]
-pub(super) struct Objects<K> {
+pub(crate) struct Objects<K> {
     objects: HashMap<String, BTreeMap<String, Arc<K>>>,
     /// What a list that is not complete yet has shown.
     listing: HashSet<(String, String)>,
@@ -40,19 +40,19 @@ fn revision<K: kube::Resource<DynamicType = ()>>(object: &K) -> u64 {
 
 impl<K: kube::Resource<DynamicType = ()>> Objects<K> {
     /// Whether everything has been listed once.
-    pub(super) fn is_complete(&self) -> bool {
+    pub(crate) fn is_complete(&self) -> bool {
         self.complete
     }
 
-    pub(super) fn get(&self, namespace: &str, name: &str) -> Option<&Arc<K>> {
+    pub(crate) fn get(&self, namespace: &str, name: &str) -> Option<&Arc<K>> {
         self.objects.get(namespace)?.get(name)
     }
 
-    pub(super) fn in_namespace(&self, namespace: &str) -> impl Iterator<Item = &Arc<K>> {
+    pub(crate) fn in_namespace(&self, namespace: &str) -> impl Iterator<Item = &Arc<K>> {
         self.objects.get(namespace).into_iter().flat_map(BTreeMap::values)
     }
 
-    pub(super) fn all(&self) -> impl Iterator<Item = &Arc<K>> {
+    pub(crate) fn all(&self) -> impl Iterator<Item = &Arc<K>> {
         self.objects.values().flat_map(BTreeMap::values)
     }
 
@@ -78,7 +78,7 @@ impl<K: kube::Resource<DynamicType = ()>> Objects<K> {
     }
 
     /// Takes in a watch event.
-    pub(super) fn observe(&mut self, event: Event<K>) -> Vec<Transition<K>> {
+    pub(crate) fn observe(&mut self, event: Event<K>) -> Vec<Transition<K>> {
         match event {
             Event::Apply(object) => {
                 self.seen = self.seen.max(revision(&object));
@@ -127,7 +127,7 @@ impl<K: kube::Resource<DynamicType = ()>> Objects<K> {
 
     /// Takes in the answer to an own write, unless the watch has been there already: what was written is known before
     /// the next decision, so that nothing is done twice.
-    pub(super) fn wrote(&mut self, object: K) {
+    pub(crate) fn wrote(&mut self, object: K) {
         if revision(&object) > self.seen {
             self.put(object);
         }

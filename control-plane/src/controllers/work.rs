@@ -19,11 +19,11 @@ use tokio_util::sync::CancellationToken;
 use super::queue::{Queue, sleep_until};
 
 /// Changes of all that a controller watches.
-pub(super) type Changes<C> = BoxStream<'static, Result<C, watcher::Error>>;
+pub(crate) type Changes<C> = BoxStream<'static, Result<C, watcher::Error>>;
 
 /// Tells what changes among these objects, and lists them again after an interruption. `slim` takes away what the controller does
 /// not read; which field was whose, none reads.
-pub(super) fn watch<K, C: 'static>(
+pub(crate) fn watch<K, C: 'static>(
     api: Api<K>,
     config: watcher::Config,
     slim: fn(&mut K),

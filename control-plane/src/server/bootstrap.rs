@@ -1,6 +1,6 @@
 //! What every cluster has from the start: its namespaces, and the Service through which pods reach the API.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use serde_json::{Value, json};
 
@@ -19,6 +19,22 @@ pub struct Bootstrap {
     pub advertised: Option<IpAddr>,
     /// The port that the API listens on.
     pub port: u16,
+    /// ClusterIP of the Service `kube-system/kube-dns`, and where it is served.
+    pub dns: Option<(IpAddr, SocketAddr)>,
+}
+
+/// A Service without selector, and the one place where it is served.
+struct Served<'a> {
+    namespace: &'a str,
+    name: &'a str,
+    labels: Value,
+    cluster_ip: IpAddr,
+    /// As in an EndpointSlice: with the port at which it is served.
+    ports: Value,
+    /// Ports of the Service, in the same order.
+    service_ports: &'a [u16],
+    /// None if pods cannot reach it.
+    at: Option<IpAddr>,
 }
 
 impl Api {
@@ -33,23 +49,66 @@ impl Api {
             self.ensure(&namespaces, namespace, |_| false, |_| {}).await?;
         }
         self.ensure_roles().await?;
-        let Some(cluster_ip) = bootstrap.cluster_ip else {
-            return Ok(());
-        };
-        let services = collection("", "services", "default")?;
-        let ports = json!([{"name": "https", "protocol": "TCP", "port": 443, "targetPort": bootstrap.port}]);
+        if let Some(cluster_ip) = bootstrap.cluster_ip {
+            let ports = json!([{"name": "https", "protocol": "TCP", "port": bootstrap.port}]);
+            self.ensure_endpoints(bootstrap.advertised, &ports).await?;
+            self.ensure_service(&Served {
+                namespace: "default",
+                name: "kubernetes",
+                labels: json!({"component": "apiserver", "provider": "kubernetes"}),
+                cluster_ip,
+                ports,
+                service_ports: &[443],
+                at: bootstrap.advertised,
+            })
+            .await?;
+        }
+        if let Some((cluster_ip, at)) = bootstrap.dns {
+            self.ensure_service(&Served {
+                namespace: "kube-system",
+                name: "kube-dns",
+                labels: json!({
+                    "k8s-app": "kube-dns", "kubernetes.io/cluster-service": "true", "kubernetes.io/name": "Beeline",
+                }),
+                cluster_ip,
+                ports: json!([
+                    {"name": "dns", "protocol": "UDP", "port": at.port()},
+                    {"name": "dns-tcp", "protocol": "TCP", "port": at.port()},
+                ]),
+                service_ports: &[53, 53],
+                at: Some(at.ip()).filter(|ip| !ip.is_loopback()),
+            })
+            .await?;
+        }
+        Ok(())
+    }
+
+    /// Creates or corrects a Service with its EndpointSlice.
+    async fn ensure_service(&self, served: &Served<'_>) -> Result<(), ApiError> {
+        let services = collection("", "services", served.namespace)?;
+        let ports: Vec<Value> = served
+            .ports
+            .as_array()
+            .into_iter()
+            .flatten()
+            .zip(served.service_ports)
+            .map(|(port, number)| {
+                json!({"name": port["name"], "protocol": port["protocol"], "port": number, "targetPort": port["port"]})
+            })
+            .collect();
+        let ports = Value::from(ports);
         let service = json!({
             "apiVersion": "v1",
             "kind": "Service",
-            "metadata": {"name": "kubernetes", "labels": {"component": "apiserver", "provider": "kubernetes"}},
-            "spec": {"type": "ClusterIP", "clusterIP": cluster_ip.to_string(), "ports": ports.clone()},
+            "metadata": {"name": served.name, "labels": served.labels},
+            "spec": {"type": "ClusterIP", "clusterIP": served.cluster_ip.to_string(), "ports": ports.clone()},
         });
         let differs = |old: &Value| old["spec"]["ports"] != ports;
         self.ensure(&services, service, differs, |old| {
             old["spec"]["ports"] = ports.clone();
         })
         .await?;
-        self.ensure_slice(bootstrap).await
+        self.ensure_slice(served).await
     }
 
     /// Creates or corrects the roles that every cluster has; what was added to them by hand goes, bindings stay as they are.
@@ -83,10 +142,10 @@ impl Api {
         Ok(())
     }
 
-    async fn ensure_slice(&self, bootstrap: &Bootstrap) -> Result<(), ApiError> {
-        let slices = collection("discovery.k8s.io", "endpointslices", "default")?;
+    async fn ensure_slice(&self, served: &Served<'_>) -> Result<(), ApiError> {
+        let slices = collection("discovery.k8s.io", "endpointslices", served.namespace)?;
         let family = |ip: IpAddr| if ip.is_ipv4() { "IPv4" } else { "IPv6" };
-        let stale = match (self.find(&slices, "kubernetes").await?, bootstrap.advertised) {
+        let stale = match (self.find(&slices, served.name).await?, served.at) {
             (None, _) => false,
             (Some(_), None) => true,
             (Some(old), Some(ip)) => {
@@ -96,24 +155,36 @@ impl Api {
             }
         };
         if stale {
-            self.remove(&slices, "kubernetes", &Options::now()).await?;
+            self.remove(&slices, served.name, &Options::now()).await?;
         }
         // An API that only this machine can reach has no address that pods could use.
-        let Some(ip) = bootstrap.advertised else {
+        let Some(ip) = served.at else {
             return Ok(());
         };
         let endpoints = json!([{"addresses": [ip.to_string()], "conditions": {"ready": true}}]);
-        let ports = json!([{"name": "https", "protocol": "TCP", "port": bootstrap.port}]);
         let slice = json!({
             "apiVersion": "discovery.k8s.io/v1",
             "kind": "EndpointSlice",
-            "metadata": {"name": "kubernetes", "labels": {"kubernetes.io/service-name": "kubernetes"}},
+            "metadata": {"name": served.name, "labels": {"kubernetes.io/service-name": served.name}},
             "addressType": family(ip),
             "endpoints": endpoints.clone(),
-            "ports": ports.clone(),
+            "ports": served.ports.clone(),
         });
-        // For those who read the older form; not to be made into another slice.
+        let differs = |old: &Value| old["endpoints"] != endpoints || old["ports"] != served.ports;
+        let correct = |old: &mut Value| {
+            old["endpoints"] = endpoints.clone();
+            old["ports"] = served.ports.clone();
+        };
+        self.ensure(&slices, slice, differs, correct).await
+    }
+
+    /// Creates or corrects the older form of the API's slice.
+    async fn ensure_endpoints(&self, at: Option<IpAddr>, ports: &Value) -> Result<(), ApiError> {
+        let Some(ip) = at else {
+            return Ok(());
+        };
         let subsets = json!([{"addresses": [{"ip": ip.to_string()}], "ports": ports.clone()}]);
+        // Not to be made into another slice.
         let older = json!({
             "apiVersion": "v1",
             "kind": "Endpoints",
@@ -123,13 +194,7 @@ impl Api {
         let stale = |old: &Value| old["subsets"] != subsets;
         let renew = |old: &mut Value| old["subsets"] = subsets.clone();
         self.ensure(&collection("", "endpoints", "default")?, older, stale, renew)
-            .await?;
-        let differs = |old: &Value| old["endpoints"] != endpoints || old["ports"] != ports;
-        let correct = |old: &mut Value| {
-            old["endpoints"] = endpoints.clone();
-            old["ports"] = ports.clone();
-        };
-        self.ensure(&slices, slice, differs, correct).await
+            .await
     }
 
     /// Creates `object`, or corrects what is there if it `differs`.

@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 
 use anyhow::{Context as _, ensure};
+use beeline_control_plane::config::cluster_dns;
 use beeline_control_plane::pki;
 use clap::Args;
 use ipnet::IpNet;
@@ -33,6 +34,9 @@ pub struct InitArgs {
     /// Domain of Services
     #[arg(long, default_value = "cluster.local")]
     service_dns_domain: String,
+    /// Port at which this machine serves the cluster's DNS; pods ask at port 53 of the Service kube-system/kube-dns
+    #[arg(long, default_value_t = 10053)]
+    dns_bind_port: u16,
     /// How pods of different nodes reach each other
     #[arg(long, default_value = "vxlan", value_parser = ["vxlan", "host-gw"])]
     backend: String,
@@ -97,6 +101,7 @@ pub async fn init(args: InitArgs) -> anyhow::Result<String> {
 
     eprintln!("[control-plane] starting the API at https://{endpoint}");
     let any = if address.is_ipv4() { "0.0.0.0" } else { "[::]" };
+    let dns_bind = std::net::SocketAddr::new(address, args.dns_bind_port);
     let command = [
         "control-plane",
         "--data-dir",
@@ -111,6 +116,10 @@ pub async fn init(args: InitArgs) -> anyhow::Result<String> {
         &list(&args.service_cidr),
         "--cluster-cidr",
         &list(&args.pod_network_cidr),
+        "--dns-bind",
+        &dns_bind.to_string(),
+        "--cluster-domain",
+        &args.service_dns_domain,
     ]
     .map(str::to_owned);
     daemon::start(places, "control-plane", &command)?;
@@ -128,7 +137,10 @@ pub async fn init(args: InitArgs) -> anyhow::Result<String> {
     let config = NodeConfig {
         network: net_conf(&args.pod_network_cidr, &args.backend).to_string(),
         domain: args.service_dns_domain.clone(),
-        dns: Vec::new(),
+        dns: cluster_dns(&args.service_cidr, address)
+            .iter()
+            .map(IpAddr::to_string)
+            .collect(),
     };
     let server = format!("https://{endpoint}");
     for object in objects::all(&server, &ca, &config) {

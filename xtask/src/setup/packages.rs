@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail};
 use crate::run;
 
 /// (program, Debian package). kubectl is apart: Debian's own is too old in some releases.
-const PROGRAMS: [(&str, &str); 15] = [
+const PROGRAMS: [(&str, &str); 16] = [
     // jemalloc is built by its own makefile
     ("make", "make"),
     ("ip", "iproute2"),
@@ -27,6 +27,8 @@ const PROGRAMS: [(&str, &str); 15] = [
     // where several control planes keep their objects
     ("etcd", "etcd-server"),
     ("etcdctl", "etcd-client"),
+    // asks the DNS
+    ("dig", "bind9-dnsutils"),
 ];
 /// Older kubectl cannot read this API's OpenAPI v3 document, which `kubectl apply` checks.
 const OLDEST_KUBECTL: (u32, u32) = (1, 27);
