@@ -255,6 +255,13 @@ pub static RESOURCES: &[ResourceInfo] = &[
         has_generation: true,
         subresources: &[
             SubresourceInfo {
+                name: "attach",
+                group: "",
+                version: "",
+                kind: "PodAttachOptions",
+                verbs: &["create", "get"],
+            },
+            SubresourceInfo {
                 name: "binding",
                 group: "",
                 version: "",
@@ -267,6 +274,13 @@ pub static RESOURCES: &[ResourceInfo] = &[
                 version: "v1",
                 kind: "Eviction",
                 verbs: &["create"],
+            },
+            SubresourceInfo {
+                name: "exec",
+                group: "",
+                version: "",
+                kind: "PodExecOptions",
+                verbs: &["create", "get"],
             },
             SubresourceInfo {
                 name: "log",

@@ -1,4 +1,4 @@
-//! What the API asks nodes for: the logs of containers.
+//! What the API asks nodes for: the logs of containers, and commands in them.
 //!
 //! The node shows the certificate that it is known by here, so that nobody else can answer in its place, also somebody
 //! with an address that was the node's.
@@ -11,7 +11,8 @@ use bytes::Bytes;
 use futures::StreamExt as _;
 use http::{Request, Response};
 use http_body_util::{BodyDataStream, BodyExt as _, Empty, StreamBody};
-use hyper::body::Frame;
+use hyper::body::{Frame, Incoming};
+use hyper::client::conn::http1::SendRequest;
 use hyper_util::rt::TokioIo;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
@@ -49,16 +50,7 @@ impl Api {
         target: &Target,
         name: &str,
     ) -> Result<Response<Body>, ApiError> {
-        let pods = write::collection("", "pods", &target.namespace)?;
-        let stored = self.stored(&pods, name).await?;
-        let pod = codec::decode(pods.resource, stored.revision, &stored.value)?;
-        let container = container(&pod, name, parts.params.get("container"))?;
-        let node = pod["spec"]["nodeName"].as_str().unwrap_or_default();
-        if node.is_empty() {
-            return Err(ApiError::bad_request(format!(
-                "pod {name:?} does not have a host assigned"
-            )));
-        }
+        let (node, container, pod) = self.place(parts, target, name).await?;
         if let Some(reason) = waits(&pod, &container) {
             return Err(ApiError::bad_request(format!(
                 "container {container:?} in pod {name:?} is waiting to start: {reason}"
@@ -78,60 +70,83 @@ impl Api {
             target.namespace,
             query.join("&")
         );
-        self.ask_node(node, &path).await
+        self.ask_node(&node, &path).await
     }
 
-    /// A node's answer to a GET.
+    /// A pod's node and container, and the pod.
+    async fn place(
+        &self,
+        parts: &Parts<'_>,
+        target: &Target,
+        name: &str,
+    ) -> Result<(String, String, Value), ApiError> {
+        let pods = write::collection("", "pods", &target.namespace)?;
+        let stored = self.stored(&pods, name).await?;
+        let pod = codec::decode(pods.resource, stored.revision, &stored.value)?;
+        let container = container(&pod, name, parts.params.get("container"))?;
+        let node = pod["spec"]["nodeName"].as_str().unwrap_or_default();
+        if node.is_empty() {
+            return Err(ApiError::bad_request(format!(
+                "pod {name:?} does not have a host assigned"
+            )));
+        }
+        Ok((node.to_owned(), container, pod))
+    }
+
+    /// `exec` and `attach`: a WebSocket between the client and the pod's node, whose bytes are passed on as they are.
+    pub(super) async fn pod_stream(
+        &self,
+        parts: &Parts<'_>,
+        target: &Target,
+        name: &str,
+        what: &str,
+    ) -> Result<Response<Body>, ApiError> {
+        let (node, container, _) = self.place(parts, target, name).await?;
+        let Some(client) = parts.upgrade.clone() else {
+            return Err(ApiError::bad_request("Upgrade request required"));
+        };
+        let path = format!("/{what}/{}/{name}/{container}?{}", target.namespace, parts.query);
+        let mut request = Request::get(&path).header(http::header::CONNECTION, "Upgrade");
+        for (header, value) in parts.headers {
+            if *header == http::header::UPGRADE || header.as_str().starts_with("sec-websocket-") {
+                request = request.header(header, value);
+            }
+        }
+        let mut answer = self.send_to_node(&node, &path, request).await?.0;
+        if answer.status() != http::StatusCode::SWITCHING_PROTOCOLS {
+            return Err(refusal(answer).await);
+        }
+        let mut response = Response::new(Empty::new().boxed_unsync());
+        *response.status_mut() = answer.status();
+        let passed = answer.headers().iter();
+        let passed = passed.filter(|(header, _)| {
+            [http::header::CONNECTION, http::header::UPGRADE].contains(header)
+                || header.as_str().starts_with("sec-websocket-")
+        });
+        response
+            .headers_mut()
+            .extend(passed.map(|(header, value)| (header.clone(), value.clone())));
+        let server = hyper::upgrade::on(&mut answer);
+        let end = self.shutdown.clone();
+        tokio::spawn(end.run_until_cancelled_owned(async move {
+            let both = async {
+                let (client, server) = tokio::try_join!(client, server)?;
+                let (mut client, mut server) = (TokioIo::new(client), TokioIo::new(server));
+                tokio::io::copy_bidirectional(&mut client, &mut server).await?;
+                Ok::<(), Box<dyn std::error::Error + Send + Sync>>(())
+            };
+            if let Err(error) = both.await {
+                tracing::debug!(error, "a stream between a client and a node was cut off");
+            }
+        }));
+        Ok(response)
+    }
+
+    /// A node's answer to a GET, as a stream.
     async fn ask_node(&self, node: &str, path: &str) -> Result<Response<Body>, ApiError> {
-        let nodes = write::collection("", "nodes", "")?;
-        let stored = self.stored(&nodes, node).await?;
-        let object = codec::decode(nodes.resource, stored.revision, &stored.value)?;
-        let addresses = object["status"]["addresses"].as_array().into_iter().flatten();
-        let address = addresses
-            .filter(|address| address["type"] == "InternalIP")
-            .find_map(|address| address["address"].as_str()?.parse().ok());
-        let port = object["status"]["daemonEndpoints"]["kubeletEndpoint"]["Port"].as_u64();
-        let port = port
-            .and_then(|port| u16::try_from(port).ok())
-            .filter(|port| *port > 0);
-        let (Some(address), Some(port)) = (address, port) else {
-            return Err(ApiError::internal(&format!("node {node:?} serves no logs")));
-        };
-        let address = std::net::SocketAddr::new(address, port);
-        let failed = |error: &dyn std::fmt::Display| {
-            ApiError::internal(&format!("Get \"https://{address}{path}\": {error}"))
-        };
-        let tls = self.node_client(node).map_err(|error| failed(&error))?;
-        let connect = async {
-            let stream = TcpStream::connect(address).await?;
-            let name = ServerName::from(address.ip());
-            TlsConnector::from(Arc::new(tls)).connect(name, stream).await
-        };
-        let stream = tokio::time::timeout(PATIENCE, connect)
-            .await
-            .map_err(|_| failed(&"no answer in time"))?
-            .map_err(|error| failed(&error))?;
-        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
-            .await
-            .map_err(|error| failed(&error))?;
-        tokio::spawn(connection);
-        let request = Request::get(path)
-            .header(http::header::HOST, node)
-            .body(Empty::<Bytes>::new())
-            .map_err(|error| failed(&error))?;
-        let answer = sender
-            .send_request(request)
-            .await
-            .map_err(|error| failed(&error))?;
+        let (answer, sender) = self.send_to_node(node, path, Request::get(path)).await?;
         if !answer.status().is_success() {
-            let text = answer
-                .into_body()
-                .collect()
-                .await
-                .map_err(|error| failed(&error))?;
-            return Err(ApiError::bad_request(
-                String::from_utf8_lossy(&text.to_bytes()).into_owned(),
-            ));
+            return Err(refusal(answer).await);
         }
         // The stream ends with the node's; the sender is kept so long, as the connection ends with it.
         let frames = BodyDataStream::new(answer.into_body())
@@ -147,6 +162,60 @@ impl Api {
             http::HeaderValue::from_static("text/plain"),
         );
         Ok(response)
+    }
+
+    /// A node's answer, and what keeps the connection.
+    async fn send_to_node(
+        &self,
+        node: &str,
+        path: &str,
+        request: http::request::Builder,
+    ) -> Result<(Response<Incoming>, SendRequest<Empty<Bytes>>), ApiError> {
+        let nodes = write::collection("", "nodes", "")?;
+        let stored = self.stored(&nodes, node).await?;
+        let object = codec::decode(nodes.resource, stored.revision, &stored.value)?;
+        let addresses = object["status"]["addresses"].as_array().into_iter().flatten();
+        let address = addresses
+            .filter(|address| address["type"] == "InternalIP")
+            .find_map(|address| address["address"].as_str()?.parse().ok());
+        let port = object["status"]["daemonEndpoints"]["kubeletEndpoint"]["Port"].as_u64();
+        let port = port
+            .and_then(|port| u16::try_from(port).ok())
+            .filter(|port| *port > 0);
+        let (Some(address), Some(port)) = (address, port) else {
+            return Err(ApiError::internal(&format!(
+                "node {node:?} serves neither logs nor commands"
+            )));
+        };
+        let address = std::net::SocketAddr::new(address, port);
+        let failed = |error: &dyn std::fmt::Display| {
+            ApiError::internal(&format!("Get \"https://{address}{path}\": {error}"))
+        };
+        let tls = self.node_client(node).map_err(|error| failed(&error))?;
+        let connect = async {
+            let stream = TcpStream::connect(address).await?;
+            // What is typed must not wait for more.
+            stream.set_nodelay(true)?;
+            let name = ServerName::from(address.ip());
+            TlsConnector::from(Arc::new(tls)).connect(name, stream).await
+        };
+        let stream = tokio::time::timeout(PATIENCE, connect)
+            .await
+            .map_err(|_| failed(&"no answer in time"))?
+            .map_err(|error| failed(&error))?;
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+            .await
+            .map_err(|error| failed(&error))?;
+        tokio::spawn(connection.with_upgrades());
+        let request = request
+            .header(http::header::HOST, node)
+            .body(Empty::<Bytes>::new())
+            .map_err(|error| failed(&error))?;
+        let answer = sender
+            .send_request(request)
+            .await
+            .map_err(|error| failed(&error))?;
+        Ok((answer, sender))
     }
 
     /// TLS to a node.
@@ -167,6 +236,14 @@ impl Api {
             })
             .and_then(|builder| builder.with_client_auth_cert(vec![certificate], key))
             .map_err(crate::pki::bad("certificate for nodes"))
+    }
+}
+
+/// What a node says when it does not do what is asked.
+async fn refusal(answer: Response<Incoming>) -> ApiError {
+    match answer.into_body().collect().await {
+        Ok(text) => ApiError::bad_request(String::from_utf8_lossy(&text.to_bytes()).into_owned()),
+        Err(error) => ApiError::internal(&format!("read the answer of a node: {error}")),
     }
 }
 

@@ -34,6 +34,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use http::{HeaderMap, Method, Request, Response};
+use hyper::upgrade::OnUpgrade;
 use serde_json::Value;
 use tokio::sync::{Mutex, mpsc};
 use tokio_util::sync::CancellationToken;
@@ -102,6 +103,9 @@ struct Parts<'a> {
     headers: &'a HeaderMap,
     accept: Accept,
     user: User,
+    query: &'a str,
+    /// The connection, for those who want to speak something else over it.
+    upgrade: Option<OnUpgrade>,
 }
 
 impl Api {
@@ -234,6 +238,8 @@ impl Api {
             headers: &head.headers,
             accept: Accept::parse(&head.headers)?,
             user: user.clone(),
+            query: head.uri.query().unwrap_or_default(),
+            upgrade: head.extensions.get().cloned(),
         };
         match route {
             Route::Objects(target) => self.objects(&parts, &target, body).await,
@@ -306,6 +312,9 @@ impl Api {
                 self.patch_scale(parts, target, name, &patch).await
             }
             ("get", Some(name), Some("log")) => self.pod_log(parts, target, name).await,
+            ("get" | "create", Some(name), Some(what @ ("attach" | "exec"))) => {
+                self.pod_stream(parts, target, name, what).await
+            }
             ("get", Some(name), _) => self.get(parts, target, name).await,
             ("create", None, _) => {
                 let object = self.read_object(parts, r, body).await?;

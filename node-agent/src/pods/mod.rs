@@ -4,6 +4,7 @@ mod backoff;
 mod dns;
 mod env;
 mod events;
+mod probes;
 mod sources;
 mod status;
 mod volumes;

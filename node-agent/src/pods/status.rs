@@ -10,6 +10,7 @@ use k8s_openapi::api::core::v1::{
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
+use super::probes::Verdict;
 use crate::runtime::{Container, State};
 
 /// What is known of a pod's containers.
@@ -21,8 +22,8 @@ pub(super) struct View {
     pub(super) containers: Vec<Container>,
     /// Why a container does not run: reason and message.
     pub(super) waiting: HashMap<String, (String, String)>,
-    /// What probes say; nothing: there is none.
-    pub(super) ready: HashMap<String, bool>,
+    /// What probes say of the containers that run.
+    pub(super) verdicts: HashMap<String, Verdict>,
     /// Whether the pod is being ended.
     pub(super) ending: bool,
 }
@@ -30,6 +31,14 @@ pub(super) struct View {
 impl View {
     pub(super) fn container(&self, name: &str) -> Option<&Container> {
         self.containers.iter().find(|container| container.name == name)
+    }
+
+    /// Whether the container runs and its startup probe has passed.
+    pub(super) fn has_started(&self, name: &str) -> bool {
+        let runs = self
+            .container(name)
+            .is_some_and(|container| matches!(container.state, State::Running { .. }));
+        runs && self.verdicts.get(name).is_none_or(|verdict| verdict.started)
     }
 }
 
@@ -41,6 +50,13 @@ pub(super) fn specs(pod: &Pod, init: bool) -> &[ContainerSpec] {
     } else {
         &spec.containers
     }
+}
+
+/// What the API was told of a container.
+pub(super) fn of<'a>(status: &'a PodStatus, name: &str) -> Option<&'a ContainerStatus> {
+    let lists = [&status.container_statuses, &status.init_container_statuses];
+    let mut statuses = lists.into_iter().flatten().flatten();
+    statuses.find(|status| status.name == name)
 }
 
 /// `restartPolicy` of the pod.
@@ -61,7 +77,7 @@ pub(super) fn initialized(pod: &Pod, view: &View) -> bool {
         let state = view.container(&spec.name).map(|container| &container.state);
         match state {
             Some(State::Exited { code, .. }) => is_sidecar(spec) || *code == 0,
-            Some(State::Running { .. }) => is_sidecar(spec),
+            Some(State::Running { .. }) => is_sidecar(spec) && view.has_started(&spec.name),
             None => false,
         }
     })
@@ -141,6 +157,7 @@ pub(super) fn status(pod: &Pod, old: &PodStatus, view: &View, now: Timestamp) ->
             format!("containers with unready status: [{}]", unready.join(" ")),
         )),
     };
+    let gates = open_gates(pod);
     let done = initialized(pod, view);
     let not_done = (!done).then(|| {
         let names: Vec<&str> = specs(pod, true).iter().map(|spec| spec.name.as_str()).collect();
@@ -150,7 +167,8 @@ pub(super) fn status(pod: &Pod, old: &PodStatus, view: &View, now: Timestamp) ->
         )
     });
     let conditions = Conditions {
-        old: old.conditions.clone().unwrap_or_default(),
+        old: old.conditions.as_deref().unwrap_or_default(),
+        told: told(pod),
         now,
     };
     let conditions = conditions.with(&[
@@ -160,7 +178,7 @@ pub(super) fn status(pod: &Pod, old: &PodStatus, view: &View, now: Timestamp) ->
             None,
         ),
         ("Initialized", done, not_done),
-        ("Ready", ready, why.clone()),
+        ("Ready", ready && gates.is_none(), why.clone().or(gates)),
         ("ContainersReady", ready, why),
         ("PodScheduled", true, None),
     ]);
@@ -190,6 +208,37 @@ pub(super) fn status(pod: &Pod, old: &PodStatus, view: &View, now: Timestamp) ->
         start_time: old.start_time.clone().or(Some(Time(seconds(now)))),
         ..old.clone()
     }
+}
+
+/// The conditions that the API has.
+fn told(pod: &Pod) -> &[PodCondition] {
+    let conditions = pod
+        .status
+        .as_ref()
+        .and_then(|status| status.conditions.as_deref());
+    conditions.unwrap_or_default()
+}
+
+/// Which conditions of others, for which the pod waits, do not hold.
+fn open_gates(pod: &Pod) -> Option<(&'static str, String)> {
+    let holds = |kind: &str| {
+        let mut conditions = told(pod).iter();
+        conditions.any(|condition| condition.type_ == kind && condition.status == "True")
+    };
+    let gates = pod
+        .spec
+        .iter()
+        .flat_map(|spec| spec.readiness_gates.iter().flatten());
+    let closed: Vec<String> = gates
+        .filter(|gate| !holds(&gate.condition_type))
+        .map(|gate| {
+            format!(
+                "corresponding condition of pod readiness gate {:?} does not exist or is not \"True\"",
+                gate.condition_type
+            )
+        })
+        .collect();
+    (!closed.is_empty()).then(|| ("ReadinessGatesNotReady", closed.join(", ")))
 }
 
 /// Times of the API are whole seconds.
@@ -273,7 +322,7 @@ fn container_status(
     let ready = if done {
         exited_well
     } else {
-        runs && view.ready.get(&spec.name).copied().unwrap_or(true)
+        runs && view.verdicts.get(&spec.name).is_none_or(|verdict| verdict.ready)
     };
     let known = || old.and_then(|old| old.container_id.clone());
     ContainerStatus {
@@ -282,7 +331,7 @@ fn container_status(
         image_id: String::new(),
         container_id: container.map(|container| container.id.clone()).or_else(known),
         ready,
-        started: Some(runs),
+        started: Some(view.has_started(&spec.name)),
         restart_count: container
             .and_then(|container| i32::try_from(container.attempt).ok())
             .or_else(|| old.map(|old| old.restart_count))
@@ -296,13 +345,15 @@ fn container_status(
 /// Type, whether it holds, and why not.
 type Wanted<'a> = (&'a str, bool, Option<(&'a str, String)>);
 
-struct Conditions {
-    old: Vec<PodCondition>,
+struct Conditions<'a> {
+    /// As they were worked out last.
+    old: &'a [PodCondition],
+    told: &'a [PodCondition],
     now: Timestamp,
 }
 
-impl Conditions {
-    /// Ours as wanted, others' as they are.
+impl Conditions<'_> {
+    /// Ours as wanted, others' as the API has them.
     fn with(self, wanted: &[Wanted<'_>]) -> Vec<PodCondition> {
         let mut conditions: Vec<PodCondition> = wanted
             .iter()
@@ -325,8 +376,9 @@ impl Conditions {
                 }
             })
             .collect();
-        let others = self.old.into_iter();
-        conditions.extend(others.filter(|old| !wanted.iter().any(|(kind, ..)| *kind == old.type_)));
+        let others = self.told.iter();
+        let others = others.filter(|told| !wanted.iter().any(|(kind, ..)| *kind == told.type_));
+        conditions.extend(others.cloned());
         conditions
     }
 }
@@ -447,7 +499,12 @@ mod tests {
         assert_eq!(first.pod_ip.as_deref(), Some("10.0.0.2"));
         assert!(first.init_container_statuses.as_ref().unwrap()[0].ready);
         let mut unready = view(&containers);
-        unready.ready.insert("b".into(), false);
+        let verdict = Verdict {
+            started: false,
+            ready: false,
+            failed: None,
+        };
+        unready.verdicts.insert("b".into(), verdict);
         let second = status(&pod, &first, &unready, time(20));
         assert_eq!(condition(&second, "Ready"), "False");
         let conditions = second.conditions.as_ref().unwrap();
@@ -460,6 +517,19 @@ mod tests {
         };
         assert_eq!((since("Ready"), since("Initialized")), (time(20), time(10)));
         assert_eq!(second.start_time, first.start_time);
+        let started = |status: &PodStatus| of(status, "b").unwrap().started;
+        assert_eq!((started(&first), started(&second)), (Some(true), Some(false)));
+        // a condition that somebody else must set
+        let mut gated = pod;
+        let gate = json!([{"conditionType": "example.org/in-service"}]);
+        gated.spec.as_mut().unwrap().readiness_gates = serde_json::from_value(gate).unwrap();
+        let third = status(&gated, &first, &view(&containers), time(30));
+        assert_eq!(condition(&third, "Ready"), "False");
+        assert_eq!(condition(&third, "ContainersReady"), "True");
+        let others = json!({"conditions": [{"type": "example.org/in-service", "status": "True"}]});
+        gated.status = serde_json::from_value(others).unwrap();
+        let fourth = status(&gated, &third, &view(&containers), time(40));
+        assert_eq!(condition(&fourth, "Ready"), "True");
     }
 
     #[test]

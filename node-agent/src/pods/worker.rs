@@ -18,6 +18,7 @@ use tracing::{debug, warn};
 use super::Context;
 use super::backoff::Backoff;
 use super::env::{self, Facts};
+use super::probes::{self, Probes, Target, Verdict};
 use super::sources::Sources;
 use super::status::{self, View};
 use super::volumes::Volumes;
@@ -27,6 +28,8 @@ use crate::runtime::{ContainerSpec, Failure, PodRef, Sandbox, SandboxSpec, State
 const RETRY: Duration = Duration::from_secs(1);
 /// Grace of a pod that is gone from the API already.
 const GONE: Duration = Duration::from_secs(2);
+/// Grace of a container whose hook has used up its own.
+const AFTER_HOOK: Duration = Duration::from_secs(2);
 /// Name of the sandbox among the waits; no container can be called so.
 const SANDBOX: &str = "/sandbox";
 /// The same for the volumes.
@@ -43,6 +46,7 @@ pub(super) struct Worker {
     told: PodStatus,
     backoff: Backoff,
     volumes: Volumes,
+    probes: Probes,
 }
 
 /// When to look again if nothing happens.
@@ -79,6 +83,7 @@ impl Worker {
             told,
             backoff: Backoff::default(),
             volumes: Volumes::default(),
+            probes: Probes::default(),
         }
     }
 
@@ -86,7 +91,7 @@ impl Worker {
     pub(super) async fn run(mut self) {
         loop {
             let Some(pod) = self.pod.borrow_and_update().clone() else {
-                self.end(GONE).await;
+                self.end(None, GONE).await;
                 self.remove().await;
                 return;
             };
@@ -117,16 +122,17 @@ impl Worker {
     }
 
     /// One look at everything.
-    async fn step(&mut self, pod: &Pod, next: &mut Next) {
-        self.look();
+    async fn step(&mut self, pod: &Arc<Pod>, next: &mut Next) {
+        self.look(pod);
+        self.end_unhealthy(pod).await;
         self.settle(pod);
         let phase = self.status.phase.clone().unwrap_or_default();
         let over = self.told.phase.as_deref().is_some_and(status::is_final);
         if over || status::is_final(&phase) {
             // Nothing of it runs again; what goes on beside the others is ended.
-            self.end(grace(pod)).await;
+            self.end(Some(pod), grace(pod)).await;
             if !over {
-                self.look();
+                self.look(pod);
                 self.settle(pod);
             }
             return;
@@ -149,11 +155,75 @@ impl Worker {
         self.settle(pod);
     }
 
-    /// Asks the runtime.
-    fn look(&mut self) {
+    /// Asks the runtime, and the probes of what runs.
+    fn look(&mut self, pod: &Arc<Pod>) {
         let runtime = &self.context.runtime;
         self.view.containers = runtime.containers(&self.id.uid);
         self.view.pod_ips = runtime.sandbox(&self.id.uid).map(|sandbox| sandbox.ips);
+        self.view.verdicts.clear();
+        for spec in lasting(pod).filter(|spec| probes::has_any(spec)) {
+            let running = self.view.container(&spec.name);
+            let running = running.filter(|container| matches!(container.state, State::Running { .. }));
+            let Some(container) = running else {
+                self.probes.forget(&spec.name);
+                continue;
+            };
+            let told = status::of(&self.told, &spec.name);
+            let before = match told.filter(|told| told.container_id.as_ref() == Some(&container.id)) {
+                Some(told) => Verdict {
+                    started: told.started == Some(true),
+                    ready: told.ready,
+                    failed: None,
+                },
+                None => Verdict {
+                    started: spec.startup_probe.is_none(),
+                    ready: spec.startup_probe.is_none() && spec.readiness_probe.is_none(),
+                    failed: None,
+                },
+            };
+            let (target, attempt) = (self.target(spec), container.attempt);
+            let events = &self.context.events;
+            let verdict = self.probes.ask(pod, target, attempt, before, events, &self.wake);
+            self.view.verdicts.insert(spec.name.clone(), verdict);
+        }
+    }
+
+    /// Where probes and hooks of a container go.
+    fn target(&self, spec: &Wanted) -> Target {
+        let own = self.view.pod_ips.as_deref().and_then(<[IpAddr]>::first);
+        Target {
+            runtime: Arc::clone(&self.context.runtime),
+            pod: self.id.clone(),
+            container: spec.clone(),
+            ip: own.or(self.context.host_ips.first()).copied(),
+        }
+    }
+
+    /// Ends containers whose probes say that they do not work; they are started again as those that end themselves.
+    async fn end_unhealthy(&mut self, pod: &Arc<Pod>) {
+        let failed = |(name, verdict): (&String, &Verdict)| Some((name.clone(), verdict.failed?));
+        let failed: Vec<_> = self.view.verdicts.iter().filter_map(failed).collect();
+        for (name, probe) in &failed {
+            let message = format!("Container {name} failed {probe} probe, will be restarted");
+            self.context.events.normal(pod, Some(name), "Killing", message);
+            let Some(spec) = lasting(pod).find(|spec| spec.name == *name) else {
+                continue;
+            };
+            self.probes.forget(name);
+            let own = match *probe {
+                "startup" => &spec.startup_probe,
+                _ => &spec.liveness_probe,
+            };
+            let own = own
+                .as_ref()
+                .and_then(|probe| probe.termination_grace_period_seconds);
+            let own = own.and_then(|seconds| u64::try_from(seconds).ok());
+            let grace = own.map_or_else(|| grace(pod), Duration::from_secs);
+            self.stop(Some(pod), name, grace).await;
+        }
+        if !failed.is_empty() {
+            self.look(pod);
+        }
     }
 
     /// Works out the status. A pod that ended before this process began, and left nothing, stays as it is.
@@ -254,7 +324,7 @@ impl Worker {
     }
 
     /// Init containers, one after the other; whether the others may start.
-    async fn init(&mut self, pod: &Pod, next: &mut Next) -> bool {
+    async fn init(&mut self, pod: &Arc<Pod>, next: &mut Next) -> bool {
         for wanted in status::specs(pod, true) {
             let sidecar = status::is_sidecar(wanted);
             let ended_well = self
@@ -265,11 +335,7 @@ impl Worker {
                 continue;
             }
             self.container(pod, wanted, sidecar, next).await;
-            let runs = self
-                .view
-                .container(&wanted.name)
-                .is_some_and(|container| matches!(container.state, State::Running { .. }));
-            if !(sidecar && runs) {
+            if !(sidecar && self.view.has_started(&wanted.name)) {
                 return false;
             }
         }
@@ -277,7 +343,7 @@ impl Worker {
     }
 
     /// Starts a container that should run and does not. `again`: also one that has ended well.
-    async fn container(&mut self, pod: &Pod, wanted: &Wanted, again: bool, next: &mut Next) {
+    async fn container(&mut self, pod: &Arc<Pod>, wanted: &Wanted, again: bool, next: &mut Next) {
         let name = wanted.name.as_str();
         let now = Instant::now();
         let attempt = match self.view.container(name) {
@@ -327,6 +393,7 @@ impl Worker {
                 let events = &self.context.events;
                 events.normal(pod, Some(name), "Created", format!("Container created: {name}"));
                 events.normal(pod, Some(name), "Started", format!("Container started: {name}"));
+                self.after_start(pod, wanted).await;
             }
             Err(failure) => {
                 let reason = match failure.reason {
@@ -349,7 +416,27 @@ impl Worker {
                 next.at(self.backoff.failed(&failing, now));
             }
         }
-        self.view.containers = self.context.runtime.containers(&self.id.uid);
+        self.look(pod);
+    }
+
+    /// Runs the hook of a container that has been started; one whose hook fails is ended.
+    async fn after_start(&self, pod: &Arc<Pod>, wanted: &Wanted) {
+        let hook = wanted
+            .lifecycle
+            .as_ref()
+            .and_then(|hooks| hooks.post_start.as_ref());
+        let Some(hook) = hook else { return };
+        if let Err(why) = self.target(wanted).hook(hook, None).await {
+            let (name, events) = (Some(wanted.name.as_str()), &self.context.events);
+            events.warning(
+                pod,
+                name,
+                "FailedPostStartHook",
+                format!("PostStartHook failed: {why}"),
+            );
+            events.normal(pod, name, "Killing", "FailedPostStartHook".to_owned());
+            self.stop(Some(pod), &wanted.name, grace(pod)).await;
+        }
     }
 
     fn back_off(&mut self, pod: &Pod, name: &str, delay: Duration) {
@@ -415,21 +502,55 @@ impl Worker {
         self.context.runtime.start(&self.id, &spec)
     }
 
-    /// Ends all containers.
-    async fn end(&mut self, grace: Duration) {
-        let runtime = &self.context.runtime;
-        let running: Vec<String> = runtime
-            .containers(&self.id.uid)
-            .into_iter()
-            .filter(|container| matches!(container.state, State::Running { .. }))
-            .map(|container| container.name)
+    /// Ends all containers: sidecars after the others, the last one first.
+    async fn end(&mut self, pod: Option<&Arc<Pod>>, grace: Duration) {
+        let until = Instant::now() + grace;
+        let init = pod.map_or(&[][..], |pod| status::specs(pod, true));
+        let sidecars: Vec<&str> = init
+            .iter()
+            .filter(|spec| status::is_sidecar(spec))
+            .map(|spec| spec.name.as_str())
             .collect();
-        join_all(running.iter().map(|name| runtime.stop(&self.id.uid, name, grace))).await;
+        let containers = self.context.runtime.containers(&self.id.uid);
+        for container in &containers {
+            self.probes.forget(&container.name);
+        }
+        let running = |name: &str| {
+            let mut containers = containers.iter();
+            containers
+                .any(|container| container.name == name && matches!(container.state, State::Running { .. }))
+        };
+        let main = containers.iter().map(|container| container.name.as_str());
+        let main = main.filter(|name| running(name) && !sidecars.contains(name));
+        join_all(main.map(|name| self.stop(pod, name, grace))).await;
+        for name in sidecars.iter().rev().filter(|name| running(name)) {
+            self.stop(pod, name, until.saturating_duration_since(Instant::now()))
+                .await;
+        }
+    }
+
+    /// Ends one container: its hook first, if there is time.
+    async fn stop(&self, pod: Option<&Arc<Pod>>, name: &str, grace: Duration) {
+        let begin = Instant::now();
+        let mut specs = pod.into_iter().flat_map(|pod| lasting(pod));
+        let spec = specs.find(|spec| spec.name == name);
+        let hook = spec.and_then(|spec| Some((spec, spec.lifecycle.as_ref()?.pre_stop.as_ref()?)));
+        let mut left = grace;
+        if let (Some((spec, hook)), Some(pod), false) = (hook, pod, grace.is_zero()) {
+            if let Err(why) = self.target(spec).hook(hook, Some(grace)).await {
+                let message = format!("PreStopHook failed: {why}");
+                self.context
+                    .events
+                    .warning(pod, Some(name), "FailedPreStopHook", message);
+            }
+            left = grace.saturating_sub(begin.elapsed()).max(AFTER_HOOK);
+        }
+        self.context.runtime.stop(&self.id.uid, name, left).await;
     }
 
     /// Ends a pod that is to be deleted; whether nothing of it is left.
-    async fn finish(&mut self, pod: &Pod) -> bool {
-        self.look();
+    async fn finish(&mut self, pod: &Arc<Pod>) -> bool {
+        self.look(pod);
         let running = |view: &View| {
             let running =
                 |container: &crate::runtime::Container| matches!(container.state, State::Running { .. });
@@ -443,8 +564,8 @@ impl Worker {
                     .normal(pod, Some(&container.name), "Killing", message);
             }
         }
-        self.end(grace(pod)).await;
-        self.look();
+        self.end(Some(pod), grace(pod)).await;
+        self.look(pod);
         self.view.ending = true;
         self.view.waiting.clear();
         self.settle(pod);
@@ -504,6 +625,13 @@ impl Worker {
             }
         }
     }
+}
+
+/// The containers that go on, with probes and hooks; init containers have none.
+fn lasting(pod: &Pod) -> impl Iterator<Item = &Wanted> {
+    let sidecars = status::specs(pod, true).iter();
+    let sidecars = sidecars.filter(|spec| status::is_sidecar(spec));
+    status::specs(pod, false).iter().chain(sidecars)
 }
 
 /// The time that the pod's containers have to end.

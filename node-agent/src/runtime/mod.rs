@@ -1,6 +1,7 @@
 //! What runs pods. Modelled on the container runtime interface: a sandbox is a pod's place, containers run in it.
 
 mod process;
+mod session;
 
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -10,6 +11,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 pub(crate) use process::{ProcessRuntime, Settings};
+pub(crate) use session::{Input, Output, Session, Wish};
 
 /// A pod as the runtime knows it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -6,14 +6,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures::stream;
+use futures::{FutureExt as _, stream};
 use http_body_util::{BodyExt as _, StreamBody};
 use hyper::body::Frame;
 use tokio::fs::File;
-use tokio::io::{AsyncReadExt as _, AsyncSeekExt as _};
+use tokio::io::{AsyncReadExt as _, AsyncSeekExt as _, AsyncWriteExt as _};
 
 use super::Body;
-use crate::runtime::{ProcessRuntime, State};
+use crate::runtime::{ProcessRuntime, Session, State};
 
 /// How often a file that is followed is looked at.
 const POLL: Duration = Duration::from_millis(100);
@@ -75,39 +75,7 @@ pub(super) async fn open(
     container: &str,
     options: LogOptions,
 ) -> Result<Body, String> {
-    let found = runtime
-        .pods()
-        .into_iter()
-        .find(|known| known.namespace == namespace && known.name == pod);
-    let known = found.ok_or_else(|| format!("pod {pod:?} in namespace {namespace:?} is not on this node"))?;
-    let containers = runtime.containers(&known.uid);
-    let of = containers
-        .iter()
-        .find(|known| known.name == container)
-        .ok_or_else(|| format!("container {container:?} in pod {pod:?} has not been started"))?;
-    let attempt = if options.previous {
-        of.attempt
-            .checked_sub(1)
-            .ok_or_else(|| format!("previous terminated container {container:?} in pod {pod:?} not found"))?
-    } else {
-        of.attempt
-    };
-    let path = runtime.log_path(&known, container, attempt);
-    let failed = |error: std::io::Error| format!("{}: {error}", path.display());
-    let mut file = File::open(&path).await.map_err(failed)?;
-    if let Some(lines) = options.tail {
-        let from = tail(&mut file, lines).await.map_err(failed)?;
-        file.seek(SeekFrom::Start(from)).await.map_err(failed)?;
-    }
-    let reader = Reader {
-        runtime: Arc::clone(runtime),
-        file,
-        uid: known.uid,
-        container: container.to_owned(),
-        attempt,
-        follow: options.follow && !options.previous,
-        left: options.limit.unwrap_or(u64::MAX),
-    };
+    let reader = Reader::open(runtime, namespace, pod, container, options).await?;
     let frames = stream::unfold(reader, |mut reader| async move {
         let bytes = reader.next().await?;
         Some((Ok::<_, Infallible>(Frame::data(bytes)), reader))
@@ -115,7 +83,79 @@ pub(super) async fn open(
     Ok(StreamBody::new(frames).boxed_unsync())
 }
 
+/// What a container says from now on, until it ends: its processes have no standard input that somebody could write to.
+///
+/// # Errors
+/// When there is no log; the text says why.
+pub(super) async fn follow(
+    runtime: &Arc<ProcessRuntime>,
+    namespace: &str,
+    pod: &str,
+    container: &str,
+) -> Result<Session, String> {
+    let options = LogOptions {
+        follow: true,
+        tail: Some(0),
+        ..LogOptions::default()
+    };
+    let mut reader = Reader::open(runtime, namespace, pod, container, options).await?;
+    let (mut writer, output) = tokio::io::duplex(CHUNK);
+    let exit = async move {
+        while let Some(bytes) = reader.next().await {
+            if writer.write_all(&bytes).await.is_err() {
+                break;
+            }
+        }
+        Ok(0)
+    };
+    Ok(Session {
+        stdin: None,
+        stdout: Some(Box::new(output)),
+        stderr: None,
+        resize: None,
+        exit: exit.boxed(),
+    })
+}
+
 impl Reader {
+    async fn open(
+        runtime: &Arc<ProcessRuntime>,
+        namespace: &str,
+        pod: &str,
+        container: &str,
+        options: LogOptions,
+    ) -> Result<Self, String> {
+        let known = super::find(runtime, namespace, pod)?;
+        let containers = runtime.containers(&known.uid);
+        let of = containers
+            .iter()
+            .find(|known| known.name == container)
+            .ok_or_else(|| format!("container {container:?} in pod {pod:?} has not been started"))?;
+        let attempt = if options.previous {
+            of.attempt.checked_sub(1).ok_or_else(|| {
+                format!("previous terminated container {container:?} in pod {pod:?} not found")
+            })?
+        } else {
+            of.attempt
+        };
+        let path = runtime.log_path(&known, container, attempt);
+        let failed = |error: std::io::Error| format!("{}: {error}", path.display());
+        let mut file = File::open(&path).await.map_err(failed)?;
+        if let Some(lines) = options.tail {
+            let from = tail(&mut file, lines).await.map_err(failed)?;
+            file.seek(SeekFrom::Start(from)).await.map_err(failed)?;
+        }
+        Ok(Self {
+            runtime: Arc::clone(runtime),
+            file,
+            uid: known.uid,
+            container: container.to_owned(),
+            attempt,
+            follow: options.follow && !options.previous,
+            left: options.limit.unwrap_or(u64::MAX),
+        })
+    }
+
     /// The next bytes; nothing at the end.
     async fn next(&mut self) -> Option<Bytes> {
         loop {

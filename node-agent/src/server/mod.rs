@@ -1,9 +1,10 @@
-//! What the API asks of a node, over HTTPS at kubelet's port: the logs of its containers.
+//! What the API asks of a node, over HTTPS at kubelet's port: the logs of its containers, and commands in them.
 //!
 //! Both sides show certificates of the cluster's authority. The node shows the one that it is known by at the API, so no
 //! other has to be made for it; it serves the API and nobody else.
 
 mod logs;
+mod stream;
 mod tls;
 
 use std::convert::Infallible;
@@ -11,7 +12,7 @@ use std::net::{Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::Context as _;
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::combinators::UnsyncBoxBody;
@@ -24,7 +25,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 use tracing::{debug, warn};
 
-use crate::runtime::ProcessRuntime;
+use crate::runtime::{PodRef, ProcessRuntime};
 use logs::LogOptions;
 
 /// A client that has not finished its handshake, or not sent its request, by then is cut off.
@@ -42,7 +43,7 @@ pub(crate) async fn start(
     port: u16,
     kubeconfig: &std::path::Path,
     runtime: Arc<ProcessRuntime>,
-) -> Result<u16> {
+) -> anyhow::Result<u16> {
     let acceptor = TlsAcceptor::from(Arc::new(tls::config(kubeconfig)?));
     let any = SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
     let listener = match TcpListener::bind(any).await {
@@ -74,16 +75,20 @@ pub(crate) async fn start(
     Ok(port)
 }
 
-async fn connection(stream: TcpStream, acceptor: &TlsAcceptor, runtime: Arc<ProcessRuntime>) -> Result<()> {
+async fn connection(
+    stream: TcpStream,
+    acceptor: &TlsAcceptor,
+    runtime: Arc<ProcessRuntime>,
+) -> anyhow::Result<()> {
     let stream = tokio::time::timeout(PATIENCE, acceptor.accept(stream))
         .await
         .context("no TLS handshake in time")??;
     let allowed = tls::is_api(stream.get_ref().1);
-    let service = service_fn(move |request: Request<Incoming>| {
+    let service = service_fn(move |mut request: Request<Incoming>| {
         let runtime = Arc::clone(&runtime);
         async move {
             let answer = if allowed {
-                answer(&request, &runtime).await
+                answer(&mut request, &runtime).await
             } else {
                 text(StatusCode::FORBIDDEN, "only the API may ask")
             };
@@ -94,6 +99,7 @@ async fn connection(stream: TcpStream, acceptor: &TlsAcceptor, runtime: Arc<Proc
         .timer(TokioTimer::new())
         .header_read_timeout(PATIENCE)
         .serve_connection(TokioIo::new(stream), service)
+        .with_upgrades()
         .await?;
     Ok(())
 }
@@ -104,11 +110,13 @@ fn text(status: StatusCode, text: impl Into<Bytes>) -> Response<Body> {
     response
 }
 
-async fn answer(request: &Request<Incoming>, runtime: &Arc<ProcessRuntime>) -> Response<Body> {
-    let path: Vec<&str> = request.uri().path().split('/').skip(1).collect();
+async fn answer(request: &mut Request<Incoming>, runtime: &Arc<ProcessRuntime>) -> Response<Body> {
+    let uri = request.uri().clone();
+    let path: Vec<&str> = uri.path().split('/').skip(1).collect();
+    let query = uri.query().unwrap_or_default();
     match (request.method(), path.as_slice()) {
         (&Method::GET, ["containerLogs", namespace, pod, container]) => {
-            let options = match LogOptions::parse(request.uri().query().unwrap_or_default()) {
+            let options = match LogOptions::parse(query) {
                 Ok(options) => options,
                 Err(error) => return text(StatusCode::BAD_REQUEST, error),
             };
@@ -117,7 +125,33 @@ async fn answer(request: &Request<Incoming>, runtime: &Arc<ProcessRuntime>) -> R
                 Err(error) => text(StatusCode::NOT_FOUND, error),
             }
         }
+        (&Method::GET, ["exec", namespace, pod, container]) => match find(runtime, namespace, pod) {
+            Ok(pod) => {
+                let (wish, runtime) = (stream::wish(query), Arc::clone(runtime));
+                let (asked, container) = (wish.clone(), (*container).to_owned());
+                let begin = Box::new(move || runtime.exec(&pod.uid, &container, &asked));
+                stream::serve(request, &wish, begin)
+            }
+            Err(why) => text(StatusCode::NOT_FOUND, why),
+        },
+        (&Method::GET, ["attach", namespace, pod, container]) => {
+            let reader = logs::follow(runtime, namespace, pod, container).await;
+            match reader {
+                Ok(session) => {
+                    let wish = stream::wish(query);
+                    stream::serve(request, &wish, Box::new(move || Ok(session)))
+                }
+                Err(why) => text(StatusCode::NOT_FOUND, why),
+            }
+        }
         (&Method::GET, ["healthz"]) => text(StatusCode::OK, "ok"),
         _ => text(StatusCode::NOT_FOUND, "404 page not found\n"),
     }
+}
+
+/// A pod of this node.
+fn find(runtime: &ProcessRuntime, namespace: &str, name: &str) -> Result<PodRef, String> {
+    let mut pods = runtime.pods().into_iter();
+    let found = pods.find(|pod| pod.namespace == namespace && pod.name == name);
+    found.ok_or_else(|| format!("pod {name:?} in namespace {namespace:?} is not on this node"))
 }

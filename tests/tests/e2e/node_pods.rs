@@ -244,3 +244,195 @@ fn volumes_are_there_and_follow_what_they_come_from() {
         .kubectl(&["delete", "pod", "p", "q", "--timeout=30s"])
         .unwrap();
 }
+
+#[test]
+fn probes_say_when_a_container_is_ready_and_when_it_must_start_again() {
+    let cluster = Cluster::new().unwrap();
+    let node = cluster.add_node().unwrap();
+    let scene = Scene::new(&node);
+    let shared = node.state().join("shared");
+    std::fs::create_dir(&shared).unwrap();
+    let file = |name: &str| shared.join(name);
+    scene.pod(
+        "p",
+        &json!({
+            "volumes": [{"name": "shared", "hostPath": {"path": shared}}],
+            "initContainers": [
+                {"name": "first", "image": "host", "command": shell("echo first >> /shared/order"),
+                    "volumeMounts": [{"name": "shared", "mountPath": "/shared"}]},
+                {"name": "side", "image": "host", "restartPolicy": "Always",
+                    "command": shell("echo side >> /shared/order; trap 'echo side ends >> /shared/order; exit' TERM; while :; do sleep 0.1; done"),
+                    "startupProbe": {"exec": {"command": ["test", "-e", "/shared/side"]}, "periodSeconds": 1, "failureThreshold": 100},
+                    "volumeMounts": [{"name": "shared", "mountPath": "/shared"}]},
+            ],
+        }),
+        &json!({
+            "command": shell("echo main >> /shared/order; rm -f /shared/sick
+                while [ ! -e /shared/serve ]; do sleep 0.1; done; exec busybox httpd -f -p 8080 -h /shared"),
+            "ports": [{"name": "http", "containerPort": 8080}],
+            "volumeMounts": [{"name": "shared", "mountPath": "/shared"}],
+            "startupProbe": {"tcpSocket": {"port": "http"}, "periodSeconds": 1, "failureThreshold": 100},
+            "readinessProbe": {"httpGet": {"path": "/ready", "port": 8080}, "periodSeconds": 1, "failureThreshold": 1},
+            "livenessProbe": {"exec": {"command": ["sh", "-c", "if [ -e /shared/sick ]; then echo it is sick; exit 1; fi"]},
+                "periodSeconds": 1, "failureThreshold": 2},
+            "lifecycle": {
+                "postStart": {"exec": {"command": ["sh", "-c", "echo posted >> /shared/order"]}},
+                "preStop": {"exec": {"command": ["sh", "-c", "echo stopped >> /shared/order"]}},
+            },
+        }),
+    );
+    let status = |pod: &Value| pod["status"]["containerStatuses"][0].clone();
+    let side = |pod: &Value| pod["status"]["initContainerStatuses"][1].clone();
+    let pod = scene.wait_pod("p", "its sidecar to run", |pod| {
+        !side(pod)["state"]["running"].is_null()
+    });
+    assert_eq!(
+        (&side(&pod)["started"], condition(&pod, "Initialized")),
+        (&json!(false), &json!("False"))
+    );
+    assert_eq!(
+        status(&pod)["state"]["waiting"]["reason"],
+        "PodInitializing",
+        "{pod:#}"
+    );
+    std::fs::write(file("side"), "").unwrap();
+    let pod = scene.wait_pod("p", "to run", |pod| !status(pod)["state"]["running"].is_null());
+    assert_eq!(
+        (&status(&pod)["started"], &status(&pod)["ready"]),
+        (&json!(false), &json!(false))
+    );
+    std::fs::write(file("serve"), "").unwrap();
+    let pod = scene.wait_pod("p", "to have started", |pod| status(pod)["started"] == true);
+    assert_eq!(condition(&pod, "Ready"), "False");
+    assert_eq!(side(&pod)["ready"], true);
+    std::fs::write(file("ready"), "").unwrap();
+    scene.wait_pod("p", "to be ready", |pod| condition(pod, "Ready") == "True");
+    std::fs::remove_file(file("ready")).unwrap();
+    let pod = scene.wait_pod("p", "not to be ready", |pod| condition(pod, "Ready") == "False");
+    assert_eq!(status(&pod)["restartCount"], 0);
+    std::fs::write(file("ready"), "").unwrap();
+    std::fs::write(file("sick"), "").unwrap();
+    let pod = scene.wait_pod("p", "to be ready again", |pod| {
+        condition(pod, "Ready") == "True" && status(pod)["restartCount"] == 1
+    });
+    assert!(!status(&pod)["lastState"]["terminated"].is_null(), "{pod:#}");
+    let events = scene.kubectl(&["describe", "pod", "p"]).unwrap();
+    for wanted in [
+        "Readiness probe failed: HTTP probe failed with statuscode: 404",
+        "Liveness probe failed: it is sick",
+        "Container main failed liveness probe, will be restarted",
+    ] {
+        assert!(events.contains(wanted), "{events}");
+    }
+    scene.kubectl(&["delete", "pod", "p", "--timeout=30s"]).unwrap();
+    let order = std::fs::read_to_string(file("order")).unwrap();
+    let words: Vec<&str> = order.lines().collect();
+    // Twice, as it was started twice; the sidecar begins before the others and ends after them.
+    let main = ["main", "posted", "stopped"];
+    let counts = main.map(|word| words.iter().filter(|line| **line == word).count());
+    assert_eq!(counts, [2, 2, 2], "{order}");
+    assert_eq!(
+        (words[..2].join(" "), words.last()),
+        ("first side".to_owned(), Some(&"side ends")),
+        "{order}"
+    );
+}
+
+#[test]
+fn commands_run_in_containers_as_kubectl_asks() {
+    let cluster = Cluster::new().unwrap();
+    let node = cluster.add_node().unwrap();
+    let scene = Scene::new(&node);
+    scene.pod(
+        "p",
+        &json!({"volumes": [{"name": "own", "emptyDir": {}}]}),
+        &json!({
+            "command": shell("echo begins; while [ ! -e /own/go ]; do sleep 0.1; done; while :; do echo says; sleep 0.2; done"),
+            "workingDir": "/own", "env": [{"name": "COLOUR", "value": "red"}],
+            "volumeMounts": [{"name": "own", "mountPath": "/own"}],
+        }),
+    );
+    scene.wait_pod("p", "to be ready", |pod| condition(pod, "Ready") == "True");
+    // where the container is: its root, directory, variables, host name and network
+    let said = scene
+        .kubectl(&[
+            "exec",
+            "p",
+            "--",
+            "sh",
+            "-c",
+            "pwd; ls -d /own; echo $COLOUR; hostname; ip -br addr show eth0",
+        ])
+        .unwrap();
+    let ip = scene.get(&["pod", "p"])["status"]["podIP"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    assert!(
+        said.starts_with("/own\n/own\nred\np\n") && said.contains(&ip),
+        "{said}"
+    );
+    // input, both outputs and the exit code
+    let done = scene
+        .kubectl_stdin(
+            &["exec", "-i", "p", "--", "sh", "-c", "cat; echo no >&2; exit 7"],
+            "hello\n",
+        )
+        .unwrap();
+    assert_eq!(done.stdout, b"hello\n");
+    let errors = String::from_utf8_lossy(&done.stderr).into_owned();
+    assert!(errors.starts_with("no\n"), "{errors}");
+    assert_eq!(done.status.code(), Some(7));
+    // much of it, which must not be mixed up or lost
+    let much = "0123456789\n".repeat(50_000);
+    let done = scene
+        .kubectl_stdin(&["exec", "-i", "p", "--", "cat"], &much)
+        .unwrap();
+    assert!(
+        done.status.success() && done.stdout == much.as_bytes(),
+        "{} bytes",
+        done.stdout.len()
+    );
+    let error = format!(
+        "{:#}",
+        scene
+            .kubectl(&["exec", "p", "--", "no-such-program"])
+            .unwrap_err()
+    );
+    assert!(error.contains("no-such-program"), "{error}");
+    let error = format!(
+        "{:#}",
+        scene
+            .kubectl(&["exec", "p", "-c", "other", "--", "true"])
+            .unwrap_err()
+    );
+    assert!(
+        error.contains("container not found") || error.contains("other is not valid"),
+        "{error}"
+    );
+
+    // with a terminal: `script` gives kubectl one
+    let kubectl = format!(
+        "stty rows 33 cols 77; kubectl --kubeconfig {} exec -it p -- sh -c 'test -t 0 && test -t 1 && stty size'",
+        scene.machine.admin_conf()
+    );
+    let mut command = node.host().command("script").unwrap();
+    command.args(["-qec", &kubectl, "/dev/null"]);
+    command.stdin(Stdio::null());
+    let said = process::output(command).unwrap();
+    assert!(said.contains("33 77"), "{said:?}");
+
+    // files, and what the container says from now on
+    std::fs::write(node.state().join("file"), "content").unwrap();
+    let from = node.state().join("file").display().to_string();
+    scene.kubectl(&["cp", &from, "p:/own/go"]).unwrap();
+    let mut attached = scene.command(&["attach", "p"]);
+    attached.stdout(Stdio::piped()).stderr(Stdio::null());
+    let mut attached = attached.spawn().unwrap();
+    let mut line = String::new();
+    let mut output = std::io::BufReader::new(attached.stdout.take().unwrap());
+    std::io::BufRead::read_line(&mut output, &mut line).unwrap();
+    attached.kill().unwrap();
+    attached.wait().unwrap();
+    assert_eq!(line, "says\n");
+}

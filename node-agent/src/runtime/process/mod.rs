@@ -2,6 +2,7 @@
 //! its pod. It isolates nothing else, and needs no container runtime and no images.
 
 mod cgroup;
+mod exec;
 mod image;
 mod mounts;
 mod netns;
@@ -23,7 +24,9 @@ use nix::mount::{MntFlags, umount2};
 use tokio::sync::{mpsc, watch};
 use tracing::{debug, warn};
 
-use super::{Container, ContainerSpec, Failure, MIN_GRACE, PodRef, Sandbox, SandboxSpec, State};
+use super::{
+    Container, ContainerSpec, Failure, MIN_GRACE, PodRef, Sandbox, SandboxSpec, Session, State, Wish,
+};
 use crate::process::Process;
 use store::Record;
 
@@ -259,7 +262,8 @@ impl ProcessRuntime {
         };
         let log = fs::File::options().create(true).append(true).open(&log);
         let log = log.map_err(failed("open its log"))?;
-        let mut child = spawn::command(&program, spec, &place)
+        let launch = spawn::Launch::new(spec).map_err(failed("understand its working directory"))?;
+        let mut child = spawn::command(&program, spec, &launch, &place)
             .and_then(|mut command| {
                 command.stdout(log.try_clone()?).stderr(log);
                 command.spawn()
@@ -286,7 +290,7 @@ impl ProcessRuntime {
             state: State::Running { started },
         };
         let record = self.lock().get_mut(uid).map(|record| {
-            record.put(container, process);
+            record.put(container, process, launch);
             record.clone()
         });
         let runtime = Arc::clone(self);
@@ -388,6 +392,21 @@ impl ProcessRuntime {
                 "a container does not end after SIGKILL"
             );
         }
+    }
+
+    /// Runs a command in a container that runs.
+    ///
+    /// # Errors
+    /// When the container does not run, or the command cannot be started.
+    pub(crate) fn exec(&self, uid: &str, name: &str, wish: &Wish) -> Result<Session, Failure> {
+        let launch = self.lock().get(uid).and_then(|record| record.launch(name));
+        let (Some(process), Some(launch)) = (self.process(uid, name), launch) else {
+            return Err(Failure::new(
+                "ContainerNotRunning",
+                format!("container {name:?} does not run"),
+            ));
+        };
+        exec::start(&process, &self.pod_cgroup(uid).join(name), &launch, wish)
     }
 
     fn process(&self, uid: &str, name: &str) -> Option<Process> {

@@ -12,6 +12,7 @@ use std::process::{ExitStatus, Stdio};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::unistd::{Gid, Uid, chdir, setgid, setgroups, sethostname, setsid, setuid};
+use serde::{Deserialize, Serialize};
 use tokio::process::Command;
 
 use super::super::{ContainerSpec, Mount};
@@ -25,6 +26,25 @@ pub(super) const HOSTS: &str = "hosts";
 
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
+/// How a container's processes begin.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub(super) struct Launch {
+    /// User and group.
+    pub(super) user: Option<(u32, u32)>,
+    /// In the container's own root.
+    pub(super) directory: CString,
+}
+
+impl Launch {
+    pub(super) fn new(spec: &ContainerSpec) -> io::Result<Self> {
+        let directory = spec.working_dir.as_deref().unwrap_or(Path::new("/"));
+        Ok(Self {
+            user: spec.user,
+            directory: CString::new(directory.as_os_str().as_bytes()).map_err(io::Error::other)?,
+        })
+    }
+}
+
 /// Where a process is to be.
 #[derive(Debug)]
 pub(super) struct Place<'a> {
@@ -37,7 +57,12 @@ pub(super) struct Place<'a> {
 }
 
 /// A command that will be in its place from its first instruction on. Its output is still to be set.
-pub(super) fn command(program: &Program, spec: &ContainerSpec, place: &Place<'_>) -> io::Result<Command> {
+pub(super) fn command(
+    program: &Program,
+    spec: &ContainerSpec,
+    launch: &Launch,
+    place: &Place<'_>,
+) -> io::Result<Command> {
     let procs = File::options()
         .write(true)
         .open(place.cgroup.join("cgroup.procs"))?;
@@ -48,10 +73,7 @@ pub(super) fn command(program: &Program, spec: &ContainerSpec, place: &Place<'_>
     wanted.retain(|file| !spec.mounts.iter().any(|mount| mount.target == file.target));
     wanted.extend(spec.mounts.iter().cloned());
     let mounts = mounts::plan(&place.dir.join("root"), &wanted)?;
-    // In the container's own root, so it is gone to when that is there.
-    let directory = spec.working_dir.as_deref().unwrap_or(Path::new("/"));
-    let directory = CString::new(directory.as_os_str().as_bytes()).map_err(io::Error::other)?;
-    let user = spec.user;
+    let launch = launch.clone();
     let mut command = Command::new(program.argv0());
     command
         .args(&program.args)
@@ -75,17 +97,22 @@ pub(super) fn command(program: &Program, spec: &ContainerSpec, place: &Place<'_>
         if let Some(hostname) = &hostname {
             sethostname(hostname)?;
         }
-        chdir(directory.as_c_str())?;
-        if let Some((user, group)) = user {
-            setgroups(&[])?;
-            setgid(Gid::from_raw(group))?;
-            setuid(Uid::from_raw(user))?;
-        }
-        Ok(())
+        chdir(launch.directory.as_c_str())?;
+        become_user(launch.user)
     };
     // SAFETY: between fork and exec only system calls are made, on what was prepared before; nothing allocates or locks.
     unsafe { command.pre_exec(enter) };
     Ok(command)
+}
+
+/// Gives up the rights of the node's agent, between fork and exec.
+pub(super) fn become_user(user: Option<(u32, u32)>) -> io::Result<()> {
+    if let Some((user, group)) = user {
+        setgroups(&[])?;
+        setgid(Gid::from_raw(group))?;
+        setuid(Uid::from_raw(user))?;
+    }
+    Ok(())
 }
 
 /// Files that the pod has and the host has, too.

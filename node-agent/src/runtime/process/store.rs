@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use tracing::warn;
 
 use super::super::{Container, PodRef, State};
+use super::spawn::Launch;
 use crate::process::Process;
 
 const FILE: &str = "pod.json";
@@ -17,6 +18,8 @@ const FILE: &str = "pod.json";
 struct Entry {
     container: Container,
     process: Option<Process>,
+    #[serde(default)]
+    launch: Launch,
 }
 
 /// A pod that has a sandbox.
@@ -65,11 +68,22 @@ impl Record {
         })
     }
 
+    /// How the container's processes begin.
+    pub(super) fn launch(&self, name: &str) -> Option<Launch> {
+        let mut entries = self.containers.iter();
+        let entry = entries.find(|entry| entry.container.name == name)?;
+        Some(entry.launch.clone())
+    }
+
     /// In the place of an earlier attempt.
-    pub(super) fn put(&mut self, container: Container, process: Option<Process>) {
+    pub(super) fn put(&mut self, container: Container, process: Option<Process>, launch: Launch) {
         self.containers
             .retain(|entry| entry.container.name != container.name);
-        self.containers.push(Entry { container, process });
+        self.containers.push(Entry {
+            container,
+            process,
+            launch,
+        });
     }
 }
 
@@ -130,7 +144,11 @@ mod tests {
         let mut record = Record::new(pod.clone());
         let me = Process::of(std::process::id()).unwrap();
         let started = Timestamp::now();
-        record.put(container("a", State::Running { started }), Some(me.clone()));
+        record.put(
+            container("a", State::Running { started }),
+            Some(me.clone()),
+            Launch::default(),
+        );
         let dir = root.path().join("u1");
         fs::create_dir_all(&dir).unwrap();
         save(&dir, &record).unwrap();
