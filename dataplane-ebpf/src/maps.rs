@@ -95,6 +95,14 @@ pub static CONNTRACK: LruHashMap<FlowKey, Flow, 131_072> = LruHashMap::new();
 #[btf_map]
 pub static NAT: LruHashMap<FlowKey, Flow, 65_536> = LruHashMap::new();
 
+/// So many bits of a tuple's hash say where its trace is.
+pub const TRACE_BITS: u32 = 18;
+
+/// What is left of flows that the kernel has forgotten: for a tuple that was translated, a part of its hash at the place
+/// that another part names.
+#[btf_map]
+pub static TRACES: Array<u32, { 1 << TRACE_BITS }> = Array::new();
+
 /// Whose packets to the world get the node's address, and what is not the world. The key is a `MasqueradeKey`, whose first
 /// word is the trie's.
 #[btf_map]

@@ -82,6 +82,8 @@ pub mod map_name {
     pub const PODS: &str = "PODS";
     /// Hash: interface index (`u32`) of a pod's device to [`super::PodDevice`].
     pub const POD_DEVICES: &str = "POD_DEVICES";
+    /// Array: `u32` that say which tuples once belonged to a flow.
+    pub const TRACES: &str = "TRACES";
     /// LRU hash: [`super::FragmentKey`] to [`super::FragmentPorts`].
     pub const FRAGMENTS: &str = "FRAGMENTS";
     /// Ring buffer of [`super::Event`].

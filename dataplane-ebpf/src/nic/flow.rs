@@ -5,10 +5,10 @@ use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
 use dataplane_common::abi::{
     Addr, BePort, Counter, Flow, FlowKey, NodeConfig, backend_state, flow_flag, flow_role, protocol,
 };
-use dataplane_common::maglev::{entry, flow_hash};
+use dataplane_common::maglev::{entry, flow_hash, mix};
 use dataplane_common::packet::{Head, head_flag, tcp_flag};
 
-use super::Scratch;
+use super::{Scratch, trace};
 use crate::maps::{BACKENDS, CONNTRACK, count};
 
 const SECOND: u64 = 1_000_000_000;
@@ -18,6 +18,9 @@ const HALF_OPEN: u64 = 60 * SECOND;
 const UDP_IDLE: u64 = 120 * SECOND;
 /// As [`UDP_IDLE`], for SCTP, which keeps its associations alive by itself.
 const SCTP_IDLE: u64 = 300 * SECOND;
+/// A flow that has been silent this long (nanoseconds) may have lost the entry of its answers: a full map forgets what was
+/// not used for longest.
+pub(super) const SILENCE: u64 = 1_000_000;
 /// How many other client ports are tried if a backend knows the client's own by another frontend.
 const PORT_TRIES: u32 = 8;
 
@@ -50,6 +53,13 @@ pub(super) fn set_answer_key(key: &mut FlowKey, head: &Head, role: u8) {
     key.protocol = head.protocol;
     key.role = role;
     key.pad = 0;
+}
+
+/// A hash of both ends of a flow.
+#[inline(always)]
+pub(super) fn tuple_hash(src: &Addr, src_port: BePort, dst: &Addr, dst_port: BePort, protocol: u8) -> u64 {
+    let hash = flow_hash(src, src_port, dst_port, protocol);
+    mix(u64::from(hash) ^ u64::from(dst.words_be()[3]) << 32)
 }
 
 /// Makes an entry that no packet has used yet and that belongs to no service.
@@ -132,6 +142,7 @@ pub(super) fn give_way(scratch: &mut Scratch, now: u64) {
     let back = &mut scratch.other;
     set_answer_key(back, head, flow_role::REVERSE);
     let Some(known) = CONNTRACK.get_ptr(&*back) else {
+        trace::wipe(back);
         return;
     };
     // SAFETY: from a successful lookup.
@@ -149,6 +160,7 @@ pub(super) fn give_way(scratch: &mut Scratch, now: u64) {
     }
     let _ = CONNTRACK.remove(&*forward);
     let _ = CONNTRACK.remove(&*back);
+    trace::wipe(back);
 }
 
 /// True if the packet goes the way that the entry says; false if it needs a new backend.
@@ -186,6 +198,41 @@ pub(super) fn usable(flow: &Flow, head: &Head, other: &mut FlowKey, now: u64) ->
     row.state != backend_state::FREE && row.addr.same(&flow.addr) && row.port == flow.port
 }
 
+/// The entry of the answers to a flow: they are to show the frontend.
+#[inline(always)]
+fn set_back(back: &mut Flow, head: &Head, flow: &Flow, now: u64) {
+    set_entry(back, head.dst, head.dst_port, now);
+    back.flags = flow.flags & (flow_flag::MASQUERADE | flow_flag::RECOVERED);
+    back.service = flow.service;
+    back.backend = flow.backend;
+    if flow.client_port.to_be() != 0 {
+        back.client_port = head.src_port;
+    }
+}
+
+/// Makes the entry of the answers again if the kernel has forgotten it. The flow's own entry says which backend it is, so
+/// this is right also when the service has others by now.
+#[inline(always)]
+pub(super) fn keep_answers(scratch: &mut Scratch, flow: &Flow, now: u64) {
+    let head = &scratch.head;
+    let apart = head_flag::ICMP_ERROR | head_flag::LATER_FRAGMENT;
+    if head.flags & apart != 0 || now.saturating_sub(flow.seen) < SILENCE {
+        return;
+    }
+    set_reverse_key(&mut scratch.other, head, flow);
+    trace::leave(&scratch.other);
+    if CONNTRACK.get_ptr(&scratch.other).is_some() {
+        return;
+    }
+    set_back(&mut scratch.back, head, flow, now);
+    if CONNTRACK
+        .insert(&scratch.other, &scratch.back, u64::from(BPF_NOEXIST))
+        .is_ok()
+    {
+        count(Counter::FlowRecovered);
+    }
+}
+
 /// Makes the entries of a new flow from the one in `scratch.flow`, whose way is decided, and from `scratch.key`, its
 /// forward key. On return `scratch.flow` is the forward entry. False if there is no room for it.
 #[inline(always)]
@@ -199,11 +246,7 @@ pub(super) fn create(scratch: &mut Scratch, config: &NodeConfig, now: u64) -> bo
     let head = &scratch.head;
     let flow = &scratch.flow;
     let back = &mut scratch.back;
-    // the answer is to show the frontend
-    set_entry(back, head.dst, head.dst_port, now);
-    back.flags = flow.flags & (flow_flag::MASQUERADE | flow_flag::RECOVERED);
-    back.service = flow.service;
-    back.backend = flow.backend;
+    set_back(back, head, flow, now);
     set_reverse_key(&mut scratch.other, head, flow);
     let size = u32::from(config.nat_last).wrapping_sub(u32::from(config.nat_first)) + 1;
     let hash = flow_hash(&head.src, head.src_port, head.dst_port, head.protocol);
@@ -223,15 +266,14 @@ pub(super) fn create(scratch: &mut Scratch, config: &NodeConfig, now: u64) -> bo
             made = true;
             break;
         }
-        if let Some(known) = CONNTRACK.get_ptr(&scratch.other) {
+        if let Some(known) = CONNTRACK.get_ptr_mut(&scratch.other) {
             // SAFETY: from a successful lookup.
-            let known = unsafe { &*known };
+            let known = unsafe { &mut *known };
             if known.addr.same(&back.addr) && known.port == back.port && known.client_port == back.client_port
             {
-                // this flow's own, from before
-                made = CONNTRACK
-                    .insert(&scratch.other, &*back, u64::from(BPF_ANY))
-                    .is_ok();
+                // This flow's own, from before. A new entry in its place would cost another flow its own in a full map.
+                *known = *back;
+                made = true;
                 break;
             }
         }
@@ -254,6 +296,12 @@ pub(super) fn create(scratch: &mut Scratch, config: &NodeConfig, now: u64) -> bo
         .is_err()
     {
         return false;
+    }
+    trace::leave(&scratch.other);
+    // In a full map the second entry may have cost the first one its place. That it is looked up here also saves it from
+    // being the next to go: it has not been used yet.
+    if CONNTRACK.get_ptr(&scratch.other).is_none() {
+        let _ = CONNTRACK.insert(&scratch.other, &scratch.back, u64::from(BPF_NOEXIST));
     }
     count(if opening {
         Counter::FlowCreated

@@ -4,11 +4,11 @@ use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
 use dataplane_common::abi::{
     BePort, Counter, Device, Flow, FlowKey, NodeConfig, flow_flag, flow_role, protocol,
 };
-use dataplane_common::maglev::{entry, flow_hash, mix};
-use dataplane_common::packet::head_flag;
+use dataplane_common::maglev::entry;
+use dataplane_common::packet::{Head, head_flag};
 
-use super::Scratch;
-use super::flow::{set_entry, set_key, touch};
+use super::flow::{SILENCE, opens, set_answer_key, set_entry, set_key, touch, tuple_hash};
+use super::{Scratch, trace};
 use crate::maps::NAT;
 
 /// How many ports are tried for a new flow.
@@ -65,23 +65,53 @@ pub(super) fn source(
     scratch: &mut Scratch,
     config: *const NodeConfig,
     device: &Device,
-    later: bool,
     now: u64,
 ) -> Result<(), Counter> {
     set_key(&mut scratch.key, &scratch.head, flow_role::NAT_FORWARD);
     if let Some(known) = NAT.get_ptr_mut(&scratch.key) {
         // SAFETY: from a successful lookup.
         let known = unsafe { &mut *known };
-        touch(known, &scratch.head, now);
-        scratch.target.addr = known.addr;
-        scratch.target.port = known.port;
-        scratch.target.other = BePort::from_be(0);
-        return Ok(());
+        if keep_answers(scratch, known, now) {
+            touch(known, &scratch.head, now);
+            scratch.target.addr = known.addr;
+            scratch.target.port = known.port;
+            scratch.target.other = BePort::from_be(0);
+            return Ok(());
+        }
     }
-    if later || scratch.head.flags & head_flag::ICMP_ERROR != 0 {
+    if scratch.head.flags & (head_flag::LATER_FRAGMENT | head_flag::ICMP_ERROR) != 0 {
         return Err(Counter::FlowLost);
     }
     make(scratch, config, device, now)
+}
+
+/// Makes the entry of the answers again if the kernel has forgotten it. False if the port is another flow's by now.
+#[inline(always)]
+fn keep_answers(scratch: &mut Scratch, flow: &Flow, now: u64) -> bool {
+    let head = &scratch.head;
+    // what keeps its own source has no such entry
+    if now.saturating_sub(flow.seen) < SILENCE || flow.addr.same(&head.src) {
+        return true;
+    }
+    set_answer_key(&mut scratch.other, head, flow_role::NAT_REVERSE);
+    scratch.other.dst = flow.addr;
+    scratch.other.dst_port = flow.port;
+    trace::leave(&scratch.key);
+    trace::leave(&scratch.other);
+    if let Some(known) = NAT.get_ptr(&scratch.other) {
+        // SAFETY: from a successful lookup.
+        return leads_to(unsafe { &*known }, head);
+    }
+    set_entry(&mut scratch.back, head.src, head.src_port, now);
+    // if somebody else is faster, the next packet sees it
+    let _ = NAT.insert(&scratch.other, &scratch.back, u64::from(BPF_NOEXIST));
+    true
+}
+
+/// True if the reverse entry is that of the packet's flow.
+#[inline(always)]
+fn leads_to(back: &Flow, head: &Head) -> bool {
+    back.addr.same(&head.src) && back.port == head.src_port
 }
 
 #[inline(always)]
@@ -106,9 +136,10 @@ fn make(scratch: &mut Scratch, config: *const NodeConfig, device: &Device, now: 
     let size = last - first + 1;
     let head = &scratch.head;
     // the same flow gets the same port again if its entry is lost
-    let hash = flow_hash(&head.src, head.src_port, head.dst_port, head.protocol);
-    let hash = (mix(u64::from(hash) ^ u64::from(head.dst.words_be()[3]) << 32) >> 32) as u32;
-    let mut offset = entry(hash, size);
+    let hash = tuple_hash(&head.src, head.src_port, &head.dst, head.dst_port, head.protocol);
+    let mut offset = entry((hash >> 32) as u32, size);
+    // What is under way may have a port, behind one that has become free since.
+    let begins = opens(head);
 
     let back = &mut scratch.back;
     set_entry(back, head.src, head.src_port, now);
@@ -121,29 +152,33 @@ fn make(scratch: &mut Scratch, config: *const NodeConfig, device: &Device, now: 
     other.pad = 0;
     let mut tries = 0;
     let mut made = false;
-    let mut spare = BePort::from_be(0);
+    let none = BePort::from_be(0);
+    let spare = &mut scratch.spare;
+    (spare.free, spare.used) = (none, none);
     while tries < TRIES {
         other.dst_port = BePort::from_host(((first + offset) & 0xffff) as u16);
-        if NAT.insert(&*other, &*back, u64::from(BPF_NOEXIST)).is_ok() {
+        if begins && NAT.insert(&*other, &*back, u64::from(BPF_NOEXIST)).is_ok() {
             made = true;
             break;
         }
         if let Some(known) = NAT.get_ptr(&*other) {
             // SAFETY: from a successful lookup.
             let known = unsafe { &*known };
-            if known.addr.same(&back.addr) && known.port == back.port {
+            if leads_to(known, head) {
                 // this flow's own, from before
                 made = true;
                 break;
             }
-            if spare.to_be() == 0 {
+            if spare.used.to_be() == 0 {
                 let third = &mut scratch.third;
                 set_forward_key(third, other, known);
                 let forward = NAT.get_ptr(&*third);
                 if over(other.protocol, known, forward, now) {
-                    spare = other.dst_port;
+                    spare.used = other.dst_port;
                 }
             }
+        } else if spare.free.to_be() == 0 {
+            spare.free = other.dst_port;
         }
         offset += 1;
         if offset >= size {
@@ -151,9 +186,13 @@ fn make(scratch: &mut Scratch, config: *const NodeConfig, device: &Device, now: 
         }
         tries += 1;
     }
-    if !made && spare.to_be() != 0 {
+    if !made && spare.free.to_be() != 0 {
+        other.dst_port = spare.free;
+        made = NAT.insert(&*other, &*back, u64::from(BPF_NOEXIST)).is_ok();
+    }
+    if !made && spare.used.to_be() != 0 {
         // Of all that want the port, one gets it: the one that removes it.
-        other.dst_port = spare;
+        other.dst_port = spare.used;
         if let Some(known) = NAT.get_ptr(&*other) {
             let third = &mut scratch.third;
             // SAFETY: from a successful lookup; what it says of a recycled entry is another flow's key, which is then lost
@@ -175,6 +214,12 @@ fn make(scratch: &mut Scratch, config: *const NodeConfig, device: &Device, now: 
     touch(flow, &scratch.head, now);
     if NAT.insert(&scratch.key, &*flow, u64::from(BPF_ANY)).is_err() {
         return Err(Counter::FlowLost);
+    }
+    trace::leave(&scratch.key);
+    trace::leave(&scratch.other);
+    // as for flows of services: used, and there after the second one
+    if NAT.get_ptr(&scratch.other).is_none() {
+        let _ = NAT.insert(&scratch.other, &scratch.back, u64::from(BPF_NOEXIST));
     }
     Ok(())
 }

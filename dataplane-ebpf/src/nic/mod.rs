@@ -15,6 +15,7 @@ mod reject;
 mod rewrite;
 mod service;
 pub(crate) mod skb;
+mod trace;
 
 use aya_ebpf::bindings::{__sk_buff, BPF_ANY};
 use aya_ebpf::btf_maps::PerCpuArray;
@@ -50,7 +51,17 @@ pub struct Scratch {
     client: AffinityKey,
     fragment: FragmentKey,
     ports: FragmentPorts,
-    pad: u32,
+    spare: Spare,
+}
+
+/// Ports that a new flow may have if it finds none that is better. They are here and not in registers because the verifier
+/// would follow what becomes of each.
+#[repr(C)]
+struct Spare {
+    /// Nobody has it.
+    free: BePort,
+    /// That of a flow that is over.
+    used: BePort,
 }
 
 /// What one end of a packet becomes.
@@ -179,7 +190,8 @@ fn incoming<const POD: bool>(skb: *mut __sk_buff) -> i32 {
     let port = scratch.head.dst_port.to_host();
     let mut counter = Counter::PacketUnmasqueraded;
     let mut found = false;
-    if port >= config_row.nat_first && port <= config_row.nat_last {
+    let reserved = port >= config_row.nat_first && port <= config_row.nat_last;
+    if reserved {
         flow::set_key(&mut scratch.key, &scratch.head, flow_role::NAT_REVERSE);
         if let Some(nat) = NAT.get_ptr_mut(&scratch.key) {
             // SAFETY: from a successful lookup.
@@ -205,6 +217,9 @@ fn incoming<const POD: bool>(skb: *mut __sk_buff) -> i32 {
             }
             Err(verdict) => {
                 if !POD && verdict == PASS {
+                    if reserved && trace::is_answer(&scratch.head, &mut scratch.other) {
+                        return drop_for(Counter::Stray);
+                    }
                     pods::arrive(scratch, now);
                 }
                 return verdict;
@@ -229,6 +244,7 @@ fn towards_backend<const POD: bool>(
         // SAFETY: from a successful lookup.
         let known = unsafe { &mut *known };
         if flow::usable(known, &scratch.head, &mut scratch.other, now) {
+            flow::keep_answers(scratch, known, now);
             flow::touch(known, &scratch.head, now);
             scratch.target.addr = known.addr;
             scratch.target.port = known.port;
@@ -252,6 +268,9 @@ fn towards_backend<const POD: bool>(
     let pod = POD && service::is_pod(&scratch.head, device, config);
     match service::choose(scratch, config, pod, now) {
         Found::Nothing => {
+            if trace::is_refusal(&scratch.head, &mut scratch.other) {
+                return Err(drop_for(Counter::Stray));
+            }
             flow::give_way(scratch, now);
             return Err(PASS);
         }
@@ -289,43 +308,39 @@ fn outgoing<const POD: bool>(skb: *mut __sk_buff) -> i32 {
         return PASS;
     }
     let now = flow::now();
+    // Read again below: if this were kept, the verifier would walk through `source` for each value.
     // SAFETY: from a successful lookup; an aligned word.
-    let bit = unsafe { (&raw const (*config).mark).read_volatile() };
-    let mark = skb.mark();
-    let counter;
-    if mark & bit != 0 {
-        let later = scratch.head.flags & head_flag::LATER_FRAGMENT != 0;
-        if let Err(reason) = masquerade::source(scratch, config, device, later, now) {
-            return drop_for(reason);
-        }
-        // not again on a further device
-        skb.set_mark(mark & !bit);
-        counter = Counter::PacketMasqueraded;
-    } else {
+    let bit = || unsafe { (&raw const (*config).mark).read_volatile() };
+    if skb.mark() & bit() == 0 {
         flow::set_key(&mut scratch.key, &scratch.head, flow_role::REVERSE);
-        let Some(known) = CONNTRACK.get_ptr_mut(&scratch.key) else {
-            if POD {
-                return PASS;
+        if let Some(known) = CONNTRACK.get_ptr_mut(&scratch.key) {
+            // SAFETY: from a successful lookup.
+            let known = unsafe { &mut *known };
+            let first = known.packets == 0;
+            flow::touch(known, &scratch.head, now);
+            scratch.target.addr = known.addr;
+            scratch.target.port = known.port;
+            scratch.target.other = known.client_port;
+            if first && scratch.head.flags & head_flag::ICMP_ERROR == 0 {
+                replied(scratch);
             }
-            return match pods::leave(scratch, config, device, now) {
-                Ok(true) => translate(skb, scratch, Side::Source, Counter::PacketMasqueraded),
-                Ok(false) => PASS,
-                Err(reason) => drop_for(reason),
-            };
-        };
-        // SAFETY: from a successful lookup.
-        let known = unsafe { &mut *known };
-        let first = known.packets == 0;
-        flow::touch(known, &scratch.head, now);
-        scratch.target.addr = known.addr;
-        scratch.target.port = known.port;
-        scratch.target.other = known.client_port;
-        if first && scratch.head.flags & head_flag::ICMP_ERROR == 0 {
-            replied(scratch);
+            return translate(skb, scratch, Side::Source, Counter::PacketReverse);
         }
-        counter = Counter::PacketReverse;
+        if POD || !pods::leave(scratch) {
+            return PASS;
+        }
     }
-    translate(skb, scratch, Side::Source, counter)
+    if let Err(reason) = masquerade::source(scratch, config, device, now) {
+        return drop_for(reason);
+    }
+    let mark = skb.mark();
+    if mark & bit() != 0 {
+        // not again on a further device
+        skb.set_mark(mark & !bit());
+    } else if scratch.target.addr.same(&scratch.head.src) {
+        return PASS;
+    }
+    translate(skb, scratch, Side::Source, Counter::PacketMasqueraded)
 }
 
 /// The backend has answered: the forward entry says so from now on.

@@ -2,11 +2,11 @@
 
 use aya_ebpf::bindings::BPF_NOEXIST;
 use aya_ebpf::btf_maps::lpm_trie::Key;
-use dataplane_common::abi::{Addr, Counter, Device, NodeConfig, flow_role, masquerade, protocol};
+use dataplane_common::abi::{Addr, flow_role, masquerade, protocol};
 use dataplane_common::packet::head_flag;
 
 use super::flow::{opens, set_answer_key, set_entry, set_key};
-use super::{Scratch, masquerade as nat};
+use super::{Scratch, trace};
 use crate::maps::{MASQUERADE, NAT};
 
 /// What is known of an address: flags of [`masquerade`]; 0 is the world.
@@ -19,38 +19,26 @@ pub(crate) fn class(addr: &Addr) -> u32 {
     }
 }
 
-/// Finds the source that a packet leaves with, in `scratch.target`; false if it keeps its own.
-///
-/// # Errors
-///
-/// Why the packet has to be dropped.
+/// True if a packet's source is [`super::masquerade::source`]'s to choose, which may leave it as it is.
 #[inline(always)]
-pub(super) fn leave(
-    scratch: &mut Scratch,
-    config: *const NodeConfig,
-    device: &Device,
-    now: u64,
-) -> Result<bool, Counter> {
+pub(super) fn leave(scratch: &mut Scratch) -> bool {
     let head = &scratch.head;
     if class(&head.src) & masquerade::SOURCE == 0 || class(&head.dst) != 0 {
-        return Ok(false);
+        return false;
     }
-    let echo = head.flags & head_flag::ECHO != 0;
-    if echo && head.src_port.to_be() == 0 {
+    if head.flags & head_flag::ECHO != 0 && head.src_port.to_be() == 0 {
         // an answer
-        return Ok(false);
+        return false;
     }
     set_key(&mut scratch.key, &scratch.head, flow_role::NAT_FORWARD);
-    let head = &scratch.head;
-    let later = head.flags & head_flag::LATER_FRAGMENT != 0;
-    // What is under way and not known was begun by the other end, or before this program came: both know the pod.
-    if NAT.get_ptr(&scratch.key).is_none()
-        && (later || head.flags & head_flag::ICMP_ERROR != 0 || !opens(head))
-    {
-        return Ok(false);
+    if NAT.get_ptr(&scratch.key).is_some() {
+        return true;
     }
-    nat::source(scratch, config, device, later, now)?;
-    Ok(!scratch.target.addr.same(&scratch.head.src))
+    // What is under way and not known was begun by the other end, or before this program came: both know the pod. What has
+    // left a trace was forgotten.
+    let head = &scratch.head;
+    head.flags & (head_flag::LATER_FRAGMENT | head_flag::ICMP_ERROR) == 0
+        && (opens(head) || trace::is_there(&scratch.key))
 }
 
 /// A packet comes from the world to a pod: if it is a datagram, its answers keep the pod's address. The answers of a TCP

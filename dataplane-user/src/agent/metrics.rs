@@ -328,7 +328,7 @@ impl Metrics {
         );
         add(
             "beeline_conntrack_removed",
-            "Flows removed, by reason: expired, or before their time: closing, half_open, datagram; broken ones are made anew",
+            "Flows removed, by reason: expired, or before their time: closing, half_open, datagram",
             Box::new(m.flows_removed.clone()),
         );
         add(
@@ -449,7 +449,6 @@ impl Metrics {
         gauge(&self.flow_pressure, round.pressure().into());
         for (reason, count) in [
             ("expired", round.expired),
-            ("broken", round.broken),
             ("closing", round.closing),
             ("half_open", round.half_open),
             ("datagram", round.datagram),

@@ -89,9 +89,10 @@ enum Class {
     Live,
 }
 
-/// Class and longest silence of a flow; `back` is the direction of the answers.
+/// Class and longest silence of a flow; `back` is the direction of the answers. Without it, which a full map has forgotten,
+/// they may have come.
 fn classify(key: &FlowKey, there: &Flow, back: Option<&Flow>, timeouts: &Timeouts) -> (Class, Duration) {
-    let replied = there.flags & flow_flag::REPLIED != 0 || back.is_some_and(|back| back.packets > 0);
+    let replied = there.flags & flow_flag::REPLIED != 0 || back.is_none_or(|back| back.packets > 0);
     let back_flags = back.map_or(0, |back| back.flags);
     match key.protocol {
         protocol::TCP => {
@@ -182,8 +183,6 @@ pub struct Round {
     pub capacity: u32,
     /// Removed because they had been silent for too long.
     pub expired: usize,
-    /// Removed because the kernel had forgotten one of their directions: they are made anew.
-    pub broken: usize,
     /// Removed before their time: closing ones.
     pub closing: usize,
     /// Removed before their time: never answered.
@@ -232,14 +231,10 @@ impl Collector {
     pub fn round(&self, now: u64) -> Result<Round, KernelError> {
         let capacity = self.table.capacity() as usize;
         let least = self.shortest();
-        // No flow that was used a moment ago is looked at again, unless the map is so full that the kernel may have
-        // forgotten half of one.
+        // no flow that was used a moment ago is looked at again
         let mut silent = Vec::new();
-        let mut seen_all = 0;
         let entries = self.table.visit(|key, flow| {
-            seen_all += 1;
-            let age = Duration::from_nanos(now.saturating_sub(flow.seen));
-            if age >= least || (seen_all > capacity / 2 && !is_answer(key)) {
+            if Duration::from_nanos(now.saturating_sub(flow.seen)) >= least {
                 silent.push((*key, *flow));
             }
         })?;
@@ -273,7 +268,7 @@ impl Collector {
         all.into_iter().min().unwrap_or_default()
     }
 
-    /// Removes the flow of an entry if it has been silent for too long in both directions, or is broken.
+    /// Removes the flow of an entry if it has been silent for too long in both directions.
     fn expire(&self, key: &FlowKey, flow: &Flow, now: u64, round: &mut Round) -> Result<(), KernelError> {
         if is_answer(key) {
             // the other direction decides, if it is there
@@ -296,15 +291,9 @@ impl Collector {
             }
             return Ok(());
         }
+        // Without the entry of the answers, it is made again by the next packet: this one knows the backend, which the
+        // service may not have any more.
         let back = self.table.get(&answers(key, flow))?;
-        if back.is_none() {
-            // Answers would reach nobody. The next packet makes both entries again, and finds the same backend.
-            if self.table.remove(key)? {
-                round.entries = round.entries.saturating_sub(1);
-                round.broken += 1;
-            }
-            return Ok(());
-        }
         let seen = back.map_or(flow.seen, |back| back.seen.max(flow.seen));
         let (_, limit) = classify(key, flow, back.as_ref(), &self.timeouts);
         if Duration::from_nanos(now.saturating_sub(seen)) >= limit && self.remove(key, flow, round)? {

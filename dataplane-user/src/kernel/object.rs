@@ -61,7 +61,7 @@ const fn spec<K, V>(name: &'static str, kind: MapType, flags: u32) -> MapSpec {
 }
 
 /// Every map that is pinned, with the sizes of the Rust types.
-pub const MAPS: [MapSpec; 25] = [
+pub const MAPS: [MapSpec; 26] = [
     spec::<FrontendKey, FrontendValue>(map_name::FRONTENDS, MapType::Hash, F_NO_PREALLOC),
     spec::<u32, Service>(map_name::SERVICES, MapType::Array, F_MMAPABLE),
     spec::<u32, Slot>(map_name::SLOTS, MapType::Array, F_MMAPABLE),
@@ -83,6 +83,7 @@ pub const MAPS: [MapSpec; 25] = [
     spec::<u32, Device>(map_name::DEVICES, MapType::Hash, F_NO_PREALLOC),
     spec::<FlowKey, Flow>(map_name::CONNTRACK, MapType::LruHash, 0),
     spec::<FlowKey, Flow>(map_name::NAT, MapType::LruHash, 0),
+    spec::<u32, u32>(map_name::TRACES, MapType::Array, 0),
     spec::<FragmentKey, FragmentPorts>(map_name::FRAGMENTS, MapType::LruHash, 0),
     spec::<MasqueradeKey, u32>(map_name::MASQUERADE, MapType::LpmTrie, F_NO_PREALLOC),
     spec::<Addr, Pod>(map_name::PODS, MapType::Hash, F_NO_PREALLOC),

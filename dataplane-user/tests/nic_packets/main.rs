@@ -11,6 +11,7 @@ mod collect;
 mod common;
 mod errors;
 mod flows;
+mod forgotten;
 mod from_pods;
 mod pods;
 mod random;
