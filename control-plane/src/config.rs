@@ -60,6 +60,11 @@ pub struct Config {
     #[arg(long, default_value_t = 200)]
     pub max_mutating_requests_inflight: usize,
 
+    /// Requests in a second of one user who is no administrator, with twice as many at once; further ones are told to come
+    /// again (429). 0 is any number
+    #[arg(long, default_value_t = 400)]
+    pub max_user_requests_per_second: u32,
+
     /// File to which a line of audit.k8s.io/v1 JSON is appended for each request, without its content
     #[arg(long)]
     pub audit_log_path: Option<PathBuf>,
@@ -107,6 +112,7 @@ impl Config {
             no_scheduler: false,
             max_requests_inflight: 400,
             max_mutating_requests_inflight: 200,
+            max_user_requests_per_second: 400,
             audit_log_path: None,
             dns_bind: None,
             cluster_domain: DOMAIN.to_owned(),

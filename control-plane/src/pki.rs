@@ -32,7 +32,7 @@ type ForNodes = (
 
 const CA_YEARS: i16 = 10;
 const LEAF_YEARS: i16 = 3;
-/// A certificate with less time left is replaced at start.
+/// A certificate with less time left is replaced: that of the API at its start, that of a node while it runs.
 const RENEW_BEFORE_SECONDS: i64 = 365 * 24 * 3600;
 
 /// What can go wrong with keys and certificates.
@@ -496,17 +496,23 @@ fn sign(params: &CertificateParams, issuer: &Issuer<'_, KeyPair>) -> Result<Pair
     })
 }
 
+/// Whether a certificate (PEM) ends so soon after that time (seconds since 1970) that it is to be replaced.
+///
+/// # Errors
+/// When it is no certificate.
+pub fn ends_soon(certificate_pem: &str, now: i64) -> Result<bool, PkiError> {
+    let der = certificate(certificate_pem, "stored certificate")?;
+    let (_, parsed) = x509_parser::parse_x509_certificate(&der).map_err(bad("stored certificate"))?;
+    Ok(parsed.validity().not_after.timestamp().saturating_sub(now) < RENEW_BEFORE_SECONDS)
+}
+
 /// Whether the certificate has time left and is good for all of `names`.
 fn usable(pair: &Pair, names: &[String]) -> Result<bool, PkiError> {
-    let der = certificate(&pair.certificate, "stored certificate")?;
-    let (_, parsed) = x509_parser::parse_x509_certificate(&der).map_err(bad("stored certificate"))?;
-    let left = parsed
-        .validity()
-        .time_to_expiration()
-        .map_or(0, |left| left.whole_seconds());
-    if left < RENEW_BEFORE_SECONDS {
+    if ends_soon(&pair.certificate, jiff::Timestamp::now().as_second())? {
         return Ok(false);
     }
+    let der = certificate(&pair.certificate, "stored certificate")?;
+    let (_, parsed) = x509_parser::parse_x509_certificate(&der).map_err(bad("stored certificate"))?;
     let san = parsed
         .subject_alternative_name()
         .map_err(bad("stored certificate"))?;

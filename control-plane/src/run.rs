@@ -227,6 +227,7 @@ fn doors(config: &Config) -> Result<Doors> {
         limits: Limits::new(
             config.max_requests_inflight,
             config.max_mutating_requests_inflight,
+            config.max_user_requests_per_second,
         ),
         audit: config.audit_log_path.as_ref().map(open).transpose()?,
     })

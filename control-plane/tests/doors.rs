@@ -82,6 +82,55 @@ async fn who_asks_too_much_at_a_time_is_told_to_wait() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn who_asks_too_often_is_told_to_wait() {
+    let server = Server::start_with(|config| config.max_user_requests_per_second = 1).await;
+    let (bob, admin) = (bob(&server).await, server.client().await);
+    let mut codes = Vec::new();
+    // Two at once are granted; that three come within a second is nearly sure, and that one does in some ten.
+    while codes.len() < 30 && !codes.contains(&429) {
+        codes.push(call(&bob, "GET", MAPS, &Value::Null).await.0);
+    }
+    assert_eq!(codes[..2], [200, 200]);
+    assert_eq!(codes.last(), Some(&429));
+    for _ in 0..10 {
+        assert_eq!(call(&admin, "GET", MAPS, &Value::Null).await.0, 200);
+    }
+    // And then served again.
+    let again = async { while call(&bob, "GET", MAPS, &Value::Null).await.0 != 200 {} };
+    tokio::time::timeout(Duration::from_secs(20), again)
+        .await
+        .unwrap();
+    server.stop().await;
+}
+
+/// Who says nothing, or something in bits, holds no place that others need, and is cut off.
+#[tokio::test(flavor = "multi_thread")]
+async fn slow_clients_are_in_nobodys_way() {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let server = Server::start().await;
+    let address = ("127.0.0.1", server.port());
+    let mut silent = Vec::new();
+    for _ in 0..200 {
+        silent.push(tokio::net::TcpStream::connect(address).await.unwrap());
+    }
+    // No TLS: the start of a request that would be fine without.
+    silent[0].write_all(b"GET /healthz HTTP/1.1\r\n").await.unwrap();
+    let admin = server.client().await;
+    assert_eq!(call(&admin, "GET", MAPS, &Value::Null).await.0, 200);
+    let mut byte = [0; 64];
+    let cut = async { while silent[0].read(&mut byte).await.is_ok_and(|length| length > 0) {} };
+    tokio::time::timeout(Duration::from_secs(30), cut)
+        .await
+        .expect("what is no TLS is refused");
+    let last = silent.last_mut().unwrap();
+    let cut = async { while last.read(&mut byte).await.is_ok_and(|length| length > 0) {} };
+    tokio::time::timeout(Duration::from_secs(30), cut)
+        .await
+        .expect("who never begins a handshake is cut off");
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_audit_log_says_who_asked_for_what() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("audit.log");

@@ -1,6 +1,7 @@
 //! `beeline node`: the agent and the pods of a node in one process.
 
 use std::collections::BTreeMap;
+use std::os::unix::process::CommandExt as _;
 
 use anyhow::Context as _;
 use beeline_node::config::{NodeArgs, Shared};
@@ -8,6 +9,7 @@ use clap::{Args, Subcommand};
 use tokio::sync::oneshot;
 
 use super::{LogArgs, ShowArgs, agent_config, client, show, single_thread, start_log};
+use crate::cluster::Renewal;
 use crate::config::{AgentArgs, AgentConfig, LogWish, SourceConfig, Unusable};
 use crate::overlay::view::Nodes;
 use crate::{agent, kernel};
@@ -49,6 +51,13 @@ pub(super) fn run(
     let mut config = agent_config(command.agent, log, flags)?;
     let shared = shared(&mut config)?;
     let args = command.node;
+    let renewal = Renewal {
+        kubeconfig: shared.kubeconfig.clone(),
+        node: shared.node_name.clone(),
+    };
+    let runtime = single_thread()?;
+    // Before anybody reads the credentials.
+    runtime.block_on(renewal.try_renew());
     let (sender, ended) = oneshot::channel();
     // A thread of its own: to start a pod takes longer than the agent should wait with a change of a Service.
     std::thread::Builder::new().name("pods".into()).spawn(move || {
@@ -57,12 +66,30 @@ pub(super) fn run(
             .and_then(|runtime| runtime.block_on(beeline_node::run::run(args, shared)));
         let _agent_has_ended = sender.send(result);
     })?;
-    single_thread()?.block_on(async {
+    let ended = runtime.block_on(async {
         tokio::select! {
-            result = agent::run(config) => result,
-            result = ended => result.context("the thread for pods has ended badly")?,
+            result = agent::run(config) => Some(result),
+            result = ended => Some(result.context("the thread for pods has ended badly").flatten()),
+            () = renewal.wait() => None,
         }
-    })
+    });
+    match ended {
+        Some(result) => result,
+        None => start_again(),
+    }
+}
+
+/// Becomes this program anew, with the same arguments: whatever was set up with the old credentials begins with the new ones.
+/// Pods and traffic go on meanwhile, as when the program is killed.
+fn start_again() -> anyhow::Result<()> {
+    let mut arguments = std::env::args_os();
+    let name = arguments.next().unwrap_or_default();
+    let program = std::env::current_exe().context("find this program")?;
+    let error = std::process::Command::new(&program)
+        .arg0(name)
+        .args(arguments)
+        .exec();
+    Err(error).with_context(|| format!("start {} again", program.display()))
 }
 
 /// What the pods' side needs to know of the agent.

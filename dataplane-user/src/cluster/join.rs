@@ -142,7 +142,7 @@ fn write(path: &Path, text: &str) -> anyhow::Result<()> {
 }
 
 /// A kubeconfig, as JSON, which is YAML.
-fn kubeconfig(server: &str, ca: &str, user: &Value) -> Value {
+pub(super) fn kubeconfig(server: &str, ca: &str, user: &Value) -> Value {
     json!({
         "apiVersion": "v1", "kind": "Config", "current-context": "default",
         "clusters": [{"name": "default", "cluster": {"server": server, "certificate-authority-data": BASE64.encode(ca)}}],
@@ -151,14 +151,14 @@ fn kubeconfig(server: &str, ca: &str, user: &Value) -> Value {
     })
 }
 
-async fn with_kubeconfig(kubeconfig: &Value) -> anyhow::Result<Client> {
+pub(super) async fn with_kubeconfig(kubeconfig: &Value) -> anyhow::Result<Client> {
     let config = serde_json::from_value(kubeconfig.clone()).context("make a kubeconfig")?;
     let config = Config::from_custom_kubeconfig(config, &kube::config::KubeConfigOptions::default()).await?;
     Client::try_from(config).context("set up the API client")
 }
 
 /// The certificate for a request, PEM.
-async fn sign(client: &Client, request: &str) -> anyhow::Result<String> {
+pub(super) async fn sign(client: &Client, request: &str) -> anyhow::Result<String> {
     let object = json!({
         "apiVersion": "certificates.k8s.io/v1", "kind": "CertificateSigningRequest",
         "metadata": {"generateName": "node-csr-"},

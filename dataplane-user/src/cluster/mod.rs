@@ -4,6 +4,7 @@ mod daemon;
 mod init;
 mod join;
 mod objects;
+mod renew;
 mod reset;
 mod token;
 
@@ -16,6 +17,7 @@ use tokio::time::Instant;
 
 pub use init::{InitArgs, init};
 pub use join::{JoinArgs, join};
+pub use renew::Renewal;
 pub use reset::{ResetArgs, reset};
 pub use token::{Token, TokenCommand, token};
 
