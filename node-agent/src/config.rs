@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 
 use beeline_cni::protocol::DEFAULT_SOCKET;
-use clap::Args;
+use clap::{Args, ValueEnum};
 
 /// Flags of `beeline node` beside those of the agent.
 #[derive(Clone, Debug, Args)]
@@ -25,6 +25,12 @@ pub struct NodeArgs {
     /// What containers run whose pod gives no command: an executable named like the image, with or without its tag
     #[arg(long, default_value = "/etc/beeline/images")]
     pub image_dir: PathBuf,
+    /// What runs pods
+    #[arg(long, value_enum, default_value_t)]
+    pub runtime: RuntimeKind,
+    /// Where the container runtime of `--runtime cri` listens
+    #[arg(long, default_value = "unix:///run/containerd/containerd.sock")]
+    pub container_runtime_endpoint: String,
     /// Start of the names of pods' network namespaces in /run/netns
     #[arg(long, default_value = "beeline-")]
     pub netns_prefix: String,
@@ -40,6 +46,16 @@ pub struct NodeArgs {
     /// Pods that fit on this node
     #[arg(long, default_value_t = 110)]
     pub max_pods: u32,
+}
+
+/// What runs pods.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum RuntimeKind {
+    /// Programs of the host
+    #[default]
+    Process,
+    /// A container runtime with the CRI, such as containerd
+    Cri,
 }
 
 /// What the agent of the same process knows.

@@ -5,15 +5,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use beeline_cni::client::{Agent as _, Socket};
+use beeline_cni::protocol::{Request, Response};
 use k8s_openapi::api::core::v1::Pod;
 use kube::runtime::{WatchStreamExt as _, watcher};
 use kube::{Api, Client};
 use tokio::sync::mpsc;
 
-use crate::config::{NodeArgs, Shared};
+use crate::config::{NodeArgs, RuntimeKind, Shared};
 use crate::node::{self, Facts};
 use crate::pods::{self, Context, Events};
-use crate::runtime::{ProcessRuntime, Settings};
+use crate::runtime::{CriRuntime, Dirs, ProcessRuntime, Processes, Runtime, Settings};
 use crate::server;
 
 /// A request that gets no answer in this time is tried again; watches have bookmarks more often.
@@ -36,21 +38,37 @@ pub async fn run(args: NodeArgs, shared: Shared) -> Result<()> {
     );
     let client = Client::try_from(config).context("set up the API client")?;
     let (changed, changes) = mpsc::unbounded_channel();
-    let settings = Settings {
+    let dirs = Dirs {
         root: args.pod_dir.clone(),
-        log_dir: args.pod_log_dir.clone(),
-        image_dir: args.image_dir.clone(),
-        cgroup: pods_cgroup(&shared.cgroup_root),
-        netns_prefix: args.netns_prefix.clone(),
-        cni_socket: shared.cni_socket.clone(),
+        logs: args.pod_log_dir.clone(),
     };
-    let runtime = ProcessRuntime::open(settings, changed).context("take over the pods of this node")?;
+    let cgroup = pods_cgroup(&shared.cgroup_root);
+    let runtime: Arc<dyn Runtime> = match args.runtime {
+        RuntimeKind::Process => {
+            let settings = Settings {
+                dirs,
+                image_dir: args.image_dir.clone(),
+                cgroup,
+                netns_prefix: args.netns_prefix.clone(),
+                cni_socket: shared.cni_socket.clone(),
+            };
+            let runtime =
+                ProcessRuntime::open(settings, changed).context("take over the pods of this node")?;
+            Arc::new(Processes(runtime))
+        }
+        RuntimeKind::Cri => {
+            let endpoint = &args.container_runtime_endpoint;
+            CriRuntime::open(endpoint, dirs, &cgroup, changed)
+                .await
+                .with_context(|| format!("container runtime at {endpoint}"))?
+        }
+    };
     let facts = Facts {
         name: shared.node_name.clone(),
         labels: args.node_labels.clone(),
         ips: host_ips.clone(),
         max_pods: args.max_pods,
-        runtime: concat!("process://", env!("CARGO_PKG_VERSION")).to_owned(),
+        runtime: runtime.version(),
         port: server::start(args.kubelet_port, &shared.kubeconfig, Arc::clone(&runtime)).await?,
     };
     let context = Context {
@@ -65,9 +83,21 @@ pub async fn run(args: NodeArgs, shared: Shared) -> Result<()> {
     let pods = watcher(Api::<Pod>::all(client.clone()), own)
         .modify(|pod: &mut Pod| pod.metadata.managed_fields = None)
         .default_backoff();
-    let keeper = node::keep(client, facts, move || runtime.network_ready());
+    let keeper = node::keep(client, facts, move || {
+        agent_ready(&shared.cni_socket).and_then(|()| runtime.network_ready())
+    });
     tokio::join!(keeper, pods::run(context, pods, changes));
     anyhow::bail!("the watch of pods has ended")
+}
+
+/// Whether the agent can attach pods; the text says why not.
+fn agent_ready(socket: &Path) -> Result<(), String> {
+    match Socket.ask(socket, &Request::Status, None) {
+        Ok(Response::Done) => Ok(()),
+        Ok(Response::Failed(failure)) => Err(failure.to_string()),
+        Ok(other) => Err(format!("the agent answered {other:?}")),
+        Err(error) => Err(error.to_string()),
+    }
 }
 
 /// The cgroup that those of the pods are in.

@@ -44,6 +44,10 @@ pub struct Places {
     /// Start of the names of pods' network namespaces in /run/netns
     #[arg(long, default_value = "beeline-")]
     netns_prefix: String,
+    /// Where a container runtime listens that runs the pods, such as unix:///run/containerd/containerd.sock [default: pods
+    /// are processes of the host]
+    #[arg(long)]
+    cri_socket: Option<String>,
 }
 
 impl Places {
@@ -108,6 +112,10 @@ impl Places {
         flag("--image-dir", path(self.path("etc/beeline/images")));
         flag("--netns-prefix", self.netns_prefix.clone());
         flag("--cluster-domain", domain.to_owned());
+        if let Some(socket) = &self.cri_socket {
+            flag("--runtime", "cri".to_owned());
+            flag("--container-runtime-endpoint", socket.clone());
+        }
         if !dns.is_empty() {
             flag("--cluster-dns", dns.join(","));
         }

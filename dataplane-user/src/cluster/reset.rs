@@ -58,7 +58,8 @@ pub fn reset(args: &ResetArgs, clean_up: impl FnOnce() -> anyhow::Result<()>) ->
     eprintln!("[reset] stopping the node and its pods");
     runtime()?.block_on(async {
         daemon::stop(places, "node").await?;
-        beeline_node::remove_pods(&places.pods(), &places.path("var/log/pods"), &places.cgroup()?)
+        let (pods, logs) = (places.pods(), places.path("var/log/pods"));
+        beeline_node::remove_pods(&pods, &logs, &places.cgroup()?, places.cri_socket.as_deref())
             .await
             .context("end the pods")?;
         daemon::stop(places, "control-plane").await

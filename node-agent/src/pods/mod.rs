@@ -23,7 +23,7 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
 use tracing::{debug, info, warn};
 
-use crate::runtime::ProcessRuntime;
+use crate::runtime::Runtime;
 pub(crate) use events::Events;
 use worker::Worker;
 
@@ -33,7 +33,7 @@ const RETRY: Duration = Duration::from_secs(5);
 /// What all workers share.
 pub(crate) struct Context {
     pub(crate) client: Client,
-    pub(crate) runtime: Arc<ProcessRuntime>,
+    pub(crate) runtime: Arc<dyn Runtime>,
     pub(crate) events: Events,
     pub(crate) host_ips: Vec<IpAddr>,
     pub(crate) cluster_dns: Vec<IpAddr>,

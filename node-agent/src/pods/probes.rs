@@ -18,7 +18,7 @@ use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 
 use super::events::Events;
-use crate::runtime::{Failure, PodRef, ProcessRuntime, Wish};
+use crate::runtime::{PodRef, Runtime};
 
 /// As much of an answer is read, as by kubelet.
 const ANSWER: usize = 10 << 10;
@@ -37,7 +37,7 @@ pub(super) struct Verdict {
 /// Where the container of a probe is.
 #[derive(Clone)]
 pub(super) struct Target {
-    pub(super) runtime: Arc<ProcessRuntime>,
+    pub(super) runtime: Arc<dyn Runtime>,
     pub(super) pod: PodRef,
     pub(super) container: Container,
     /// The pod's address.
@@ -233,18 +233,10 @@ impl Target {
     }
 
     async fn exec(&self, of: &ExecAction, limit: Duration) -> Result<(), String> {
-        let wish = Wish {
-            command: of.command.clone().unwrap_or_default(),
-            stdout: true,
-            stderr: true,
-            ..Wish::default()
-        };
-        let text = |failure: Failure| failure.message;
-        let session = self
-            .runtime
-            .exec(&self.pod.uid, &self.container.name, &wish)
-            .map_err(text)?;
-        match session.finish(limit).await.map_err(text)? {
+        let command = of.command.as_deref().unwrap_or_default();
+        let (uid, name) = (&self.pod.uid, &self.container.name);
+        let ended = self.runtime.run(uid, name, command, limit).await;
+        match ended.map_err(|failure| failure.message)? {
             (0, _) => Ok(()),
             (code, output) if output.is_empty() => Err(format!("command exited with {code}")),
             (_, output) => Err(output),

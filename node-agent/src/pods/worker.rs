@@ -1,5 +1,6 @@
 //! One pod's worker: looks at what runs and what should, does the difference, tells the API; again at each change.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,7 +8,8 @@ use std::time::Duration;
 use beeline_cni::protocol::PortMapping;
 use futures::future::join_all;
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Container as Wanted, Pod, PodStatus};
+use k8s_openapi::api::core::v1::{Container as Wanted, Pod, PodStatus, ResourceRequirements};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
 use kube::{Api, ResourceExt as _};
 use serde_json::json;
@@ -22,7 +24,7 @@ use super::probes::{self, Probes, Target, Verdict};
 use super::sources::Sources;
 use super::status::{self, View};
 use super::volumes::Volumes;
-use crate::runtime::{ContainerSpec, Failure, PodRef, Sandbox, SandboxSpec, State};
+use crate::runtime::{ContainerSpec, Failure, PodRef, Pull, Sandbox, SandboxSpec, Security, State};
 
 /// Pause before the API is told again what it did not take.
 const RETRY: Duration = Duration::from_secs(1);
@@ -269,7 +271,7 @@ impl Worker {
             client: &self.context.client,
             namespace: &self.id.namespace,
         };
-        let dir = self.context.runtime.volume_dir(&self.id.uid);
+        let dir = self.context.runtime.dirs().volumes(&self.id.uid);
         match self.volumes.prepare(&sources, pod, &dir).await {
             Ok(()) => {
                 self.backoff.forget(VOLUMES);
@@ -312,6 +314,12 @@ impl Worker {
         SandboxSpec {
             pod: self.id.clone(),
             host_network,
+            host_pid: spec.host_pid == Some(true),
+            host_ipc: spec.host_ipc == Some(true),
+            privileged: [false, true]
+                .into_iter()
+                .flat_map(|init| status::specs(pod, init))
+                .any(|container| security(container).privileged),
             hostname: spec.hostname.clone().unwrap_or_else(|| self.id.name.clone()),
             port_mappings: if host_network {
                 Vec::new()
@@ -482,10 +490,10 @@ impl Worker {
         };
         let volumes = pod.spec.as_ref().and_then(|spec| spec.volumes.as_deref());
         let mounts = self.volumes.mounts(wanted, &known, volumes.unwrap_or_default())?;
-        let limit = |name: &str| {
-            let resources = wanted.resources.as_ref()?;
-            env::milli(&resources.limits.as_ref()?.get(name)?.0)
+        let amount = |list: fn(&ResourceRequirements) -> Option<&BTreeMap<String, Quantity>>, name: &str| {
+            env::milli(&list(wanted.resources.as_ref()?)?.get(name)?.0)
         };
+        let limit = |name: &str| amount(|resources| resources.limits.as_ref(), name);
         let spec = ContainerSpec {
             name: wanted.name.clone(),
             attempt,
@@ -496,10 +504,19 @@ impl Worker {
             user: user(pod, wanted),
             memory_limit: limit("memory").map(|milli| milli.div_ceil(1000)),
             cpu_limit: limit("cpu"),
+            cpu_request: amount(|resources| resources.requests.as_ref(), "cpu"),
             mounts,
             env,
+            pull: match wanted.image_pull_policy.as_deref() {
+                Some("Always") => Pull::Always,
+                Some("Never") => Pull::Never,
+                _ => Pull::IfMissing,
+            },
+            stdin: wanted.stdin == Some(true),
+            tty: wanted.tty == Some(true),
+            security: security(wanted),
         };
-        self.context.runtime.start(&self.id, &spec)
+        self.context.runtime.start(&self.id, &spec).await
     }
 
     /// Ends all containers: sidecars after the others, the last one first.
@@ -642,6 +659,25 @@ fn grace(pod: &Pod) -> Duration {
         .or_else(|| pod.spec.as_ref()?.termination_grace_period_seconds)
         .unwrap_or(30);
     Duration::from_secs(u64::try_from(seconds).unwrap_or_default())
+}
+
+/// What the container may, where containers are isolated.
+fn security(container: &Wanted) -> Security {
+    let of = container.security_context.as_ref();
+    let capabilities = of.and_then(|of| of.capabilities.as_ref());
+    let list = |names: Option<&Vec<String>>| -> Vec<String> {
+        let names = names.into_iter().flatten();
+        names
+            .map(|name| name.trim_start_matches("CAP_").to_owned())
+            .collect()
+    };
+    Security {
+        privileged: of.and_then(|of| of.privileged) == Some(true),
+        read_only_root: of.and_then(|of| of.read_only_root_filesystem) == Some(true),
+        no_new_privileges: of.and_then(|of| of.allow_privilege_escalation) == Some(false),
+        add: list(capabilities.and_then(|capabilities| capabilities.add.as_ref())),
+        drop: list(capabilities.and_then(|capabilities| capabilities.drop.as_ref())),
+    }
 }
 
 /// Whom the container runs as; `None`: as the node's agent.

@@ -1,20 +1,91 @@
 //! What runs pods. Modelled on the container runtime interface: a sandbox is a pod's place, containers run in it.
 
+mod cri;
+mod dirs;
+mod hosts;
 mod process;
 mod session;
 
+use std::io;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use futures::future::BoxFuture;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-pub(crate) use process::{ProcessRuntime, Settings};
+pub(crate) use cri::CriRuntime;
+pub(crate) use dirs::Dirs;
+pub(crate) use process::{ProcessRuntime, Processes, Settings};
 pub(crate) use session::{Input, Output, Session, Wish};
 
+/// What runs pods. Uids of pods in which something has changed go into a queue that it is made with.
+pub(crate) trait Runtime: Send + Sync {
+    /// Its name and version, as nodes tell it.
+    fn version(&self) -> String;
+
+    /// Where what the node keeps of pods is.
+    fn dirs(&self) -> &Dirs;
+
+    /// Whether lines of logs have their time, stream and a flag in front, as the container runtime interface has it.
+    fn has_times_in_logs(&self) -> bool;
+
+    /// Whether pods can be attached; the text says why not.
+    fn network_ready(&self) -> Result<(), String>;
+
+    /// Removes what all pods share.
+    fn close(&self) -> io::Result<()>;
+
+    /// All pods of which anything is left.
+    fn pods(&self) -> Vec<PodRef>;
+
+    /// The containers of a pod, the last attempt of each.
+    fn containers(&self, uid: &str) -> Vec<Container>;
+
+    /// The pod's place, if it has one.
+    fn sandbox(&self, uid: &str) -> Option<Sandbox>;
+
+    /// Makes the pod's place unless it has one.
+    fn ensure_sandbox(&self, spec: SandboxSpec) -> BoxFuture<'_, Result<Sandbox, Failure>>;
+
+    /// Starts a container; the pod has a sandbox.
+    fn start<'a>(&'a self, pod: &'a PodRef, spec: &'a ContainerSpec) -> BoxFuture<'a, Result<(), Failure>>;
+
+    /// Ends a container: SIGTERM, and SIGKILL after the grace. Done when it has ended.
+    fn stop<'a>(&'a self, uid: &'a str, name: &'a str, grace: Duration) -> BoxFuture<'a, ()>;
+
+    /// Removes all that is left of a pod whose containers have ended; what still runs is killed. What fails is tried again.
+    fn remove<'a>(&'a self, uid: &'a str) -> BoxFuture<'a, Result<(), Failure>>;
+
+    /// Runs a command in a container that runs.
+    fn exec<'a>(
+        &'a self,
+        uid: &'a str,
+        name: &'a str,
+        wish: &'a Wish,
+    ) -> BoxFuture<'a, Result<Session, Failure>>;
+
+    /// The same for one that must end in time: its exit code, and what it said.
+    fn run<'a>(
+        &'a self,
+        uid: &'a str,
+        name: &'a str,
+        command: &'a [String],
+        limit: Duration,
+    ) -> BoxFuture<'a, Result<(i32, String), Failure>>;
+
+    /// The streams of what a container runs; `None`: it has only its log.
+    fn attach<'a>(
+        &'a self,
+        uid: &'a str,
+        name: &'a str,
+        wish: &'a Wish,
+    ) -> BoxFuture<'a, Result<Option<Session>, Failure>>;
+}
+
 /// A pod as the runtime knows it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct PodRef {
     pub(crate) namespace: String,
     pub(crate) name: String,
@@ -22,11 +93,16 @@ pub(crate) struct PodRef {
 }
 
 /// What a pod's sandbox is to be like.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct SandboxSpec {
     pub(crate) pod: PodRef,
     /// In the node's own network namespace.
     pub(crate) host_network: bool,
+    /// In that of its processes and of what they share.
+    pub(crate) host_pid: bool,
+    pub(crate) host_ipc: bool,
+    /// A container of it may do anything.
+    pub(crate) privileged: bool,
     pub(crate) hostname: String,
     pub(crate) port_mappings: Vec<beeline_cni::protocol::PortMapping>,
     /// Text of the pod's `/etc/resolv.conf`; `None`: the node's.
@@ -58,7 +134,34 @@ pub(crate) struct ContainerSpec {
     pub(crate) memory_limit: Option<u64>,
     /// Thousandths of a CPU.
     pub(crate) cpu_limit: Option<u64>,
+    /// Thousandths of a CPU that it has when others want them, too.
+    pub(crate) cpu_request: Option<u64>,
     pub(crate) mounts: Vec<Mount>,
+    pub(crate) pull: Pull,
+    /// Its standard input stays open.
+    pub(crate) stdin: bool,
+    pub(crate) tty: bool,
+    pub(crate) security: Security,
+}
+
+/// Whether an image is fetched.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Pull {
+    Always,
+    #[default]
+    IfMissing,
+    Never,
+}
+
+/// What a container may beside what others may, for runtimes that isolate containers.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Security {
+    pub(crate) privileged: bool,
+    pub(crate) read_only_root: bool,
+    pub(crate) no_new_privileges: bool,
+    /// Capabilities, without `CAP_`.
+    pub(crate) add: Vec<String>,
+    pub(crate) drop: Vec<String>,
 }
 
 /// Something of the node that a container sees.

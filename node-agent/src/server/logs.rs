@@ -9,11 +9,13 @@ use bytes::Bytes;
 use futures::{FutureExt as _, stream};
 use http_body_util::{BodyExt as _, StreamBody};
 use hyper::body::Frame;
+use jiff::{SignedDuration, Timestamp};
 use tokio::fs::File;
 use tokio::io::{AsyncReadExt as _, AsyncSeekExt as _, AsyncWriteExt as _};
 
 use super::Body;
-use crate::runtime::{ProcessRuntime, Session, State};
+use super::lines::Lines;
+use crate::runtime::{Runtime, Session, State};
 
 /// How often a file that is followed is looked at.
 const POLL: Duration = Duration::from_millis(100);
@@ -26,10 +28,12 @@ pub(super) struct LogOptions {
     previous: bool,
     tail: Option<u64>,
     limit: Option<u64>,
+    since: Option<Timestamp>,
+    times: bool,
 }
 
 impl LogOptions {
-    /// From a query. Times are not known of lines, so what asks for them has no effect.
+    /// From a query. Where the times of lines are not known, what asks for them has no effect.
     pub(super) fn parse(query: &str) -> Result<Self, String> {
         let mut options = Self::default();
         for pair in query.split('&') {
@@ -46,6 +50,17 @@ impl LogOptions {
                 "previous" => options.previous = flag(),
                 "tailLines" => options.tail = number()?,
                 "limitBytes" => options.limit = number()?,
+                "timestamps" => options.times = flag(),
+                "sinceSeconds" => {
+                    let seconds = number()?.and_then(|seconds: u64| i64::try_from(seconds).ok());
+                    let ago = SignedDuration::from_secs(seconds.unwrap_or_default());
+                    options.since = Timestamp::now().checked_sub(ago).ok();
+                }
+                "sinceTime" => {
+                    let time = value.replace("%3A", ":");
+                    let time = time.parse().map_err(|error| format!("sinceTime: {error}"))?;
+                    options.since = Some(time);
+                }
                 _ => {}
             }
         }
@@ -55,13 +70,15 @@ impl LogOptions {
 
 /// A container's log as it is read.
 struct Reader {
-    runtime: Arc<ProcessRuntime>,
+    runtime: Arc<dyn Runtime>,
     file: File,
     uid: String,
     container: String,
     attempt: u32,
     follow: bool,
     left: u64,
+    /// For logs that have more than what was said.
+    lines: Option<Lines>,
 }
 
 /// The log as a body.
@@ -69,7 +86,7 @@ struct Reader {
 /// # Errors
 /// When there is none; the text says why.
 pub(super) async fn open(
-    runtime: &Arc<ProcessRuntime>,
+    runtime: &Arc<dyn Runtime>,
     namespace: &str,
     pod: &str,
     container: &str,
@@ -88,7 +105,7 @@ pub(super) async fn open(
 /// # Errors
 /// When there is no log; the text says why.
 pub(super) async fn follow(
-    runtime: &Arc<ProcessRuntime>,
+    runtime: &Arc<dyn Runtime>,
     namespace: &str,
     pod: &str,
     container: &str,
@@ -119,13 +136,13 @@ pub(super) async fn follow(
 
 impl Reader {
     async fn open(
-        runtime: &Arc<ProcessRuntime>,
+        runtime: &Arc<dyn Runtime>,
         namespace: &str,
         pod: &str,
         container: &str,
         options: LogOptions,
     ) -> Result<Self, String> {
-        let known = super::find(runtime, namespace, pod)?;
+        let known = super::find(&**runtime, namespace, pod)?;
         let containers = runtime.containers(&known.uid);
         let of = containers
             .iter()
@@ -138,7 +155,7 @@ impl Reader {
         } else {
             of.attempt
         };
-        let path = runtime.log_path(&known, container, attempt);
+        let path = runtime.dirs().log(&known, container, attempt);
         let failed = |error: std::io::Error| format!("{}: {error}", path.display());
         let mut file = File::open(&path).await.map_err(failed)?;
         if let Some(lines) = options.tail {
@@ -153,6 +170,9 @@ impl Reader {
             attempt,
             follow: options.follow && !options.previous,
             left: options.limit.unwrap_or(u64::MAX),
+            lines: runtime
+                .has_times_in_logs()
+                .then(|| Lines::new(options.since, options.times)),
         })
     }
 
@@ -161,15 +181,22 @@ impl Reader {
         loop {
             // Before the file: what was written before the end is read after it.
             let ended = !self.runs();
-            let most = usize::try_from(self.left).map_or(CHUNK, |left| left.min(CHUNK));
-            let mut buffer = vec![0; most];
-            let length = self.file.read(&mut buffer).await.ok()?;
-            if length > 0 {
-                buffer.truncate(length);
+            let mut text = vec![0; CHUNK];
+            let length = self.file.read(&mut text).await.ok()?;
+            text.truncate(length);
+            if let Some(lines) = &mut self.lines {
+                text = lines.text(&text);
+            }
+            text.truncate(usize::try_from(self.left).unwrap_or(usize::MAX));
+            if !text.is_empty() {
                 self.left = self
                     .left
-                    .saturating_sub(u64::try_from(length).unwrap_or(u64::MAX));
-                return Some(buffer.into());
+                    .saturating_sub(u64::try_from(text.len()).unwrap_or(u64::MAX));
+                return Some(text.into());
+            }
+            // Nothing of what was read is shown: lines that are too old, or that have not ended.
+            if length > 0 && self.left > 0 {
+                continue;
             }
             if self.left == 0 || !self.follow || ended {
                 return None;
@@ -226,10 +253,14 @@ mod tests {
                 follow: true,
                 previous: false,
                 tail: Some(5),
-                limit: Some(9)
+                limit: Some(9),
+                ..LogOptions::default()
             }
         );
         assert!(LogOptions::parse("tailLines=-1").is_err());
+        let since = LogOptions::parse("sinceTime=2026-01-01T00%3A00%3A00Z&timestamps=true").unwrap();
+        assert_eq!(since.since, Some("2026-01-01T00:00:00Z".parse().unwrap()));
+        assert!(since.times && LogOptions::parse("sinceTime=x").is_err());
         assert_eq!(LogOptions::parse("").unwrap(), LogOptions::default());
     }
 

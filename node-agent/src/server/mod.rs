@@ -3,6 +3,7 @@
 //! Both sides show certificates of the cluster's authority. The node shows the one that it is known by at the API, so no
 //! other has to be made for it; it serves the API and nobody else.
 
+mod lines;
 mod logs;
 mod stream;
 mod tls;
@@ -25,7 +26,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 use tracing::{debug, warn};
 
-use crate::runtime::{PodRef, ProcessRuntime};
+use crate::runtime::{Failure, PodRef, Runtime};
 use logs::LogOptions;
 
 /// A client that has not finished its handshake, or not sent its request, by then is cut off.
@@ -42,7 +43,7 @@ type Body = UnsyncBoxBody<Bytes, Infallible>;
 pub(crate) async fn start(
     port: u16,
     kubeconfig: &std::path::Path,
-    runtime: Arc<ProcessRuntime>,
+    runtime: Arc<dyn Runtime>,
 ) -> anyhow::Result<u16> {
     let acceptor = TlsAcceptor::from(Arc::new(tls::config(kubeconfig)?));
     let any = SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
@@ -78,7 +79,7 @@ pub(crate) async fn start(
 async fn connection(
     stream: TcpStream,
     acceptor: &TlsAcceptor,
-    runtime: Arc<ProcessRuntime>,
+    runtime: Arc<dyn Runtime>,
 ) -> anyhow::Result<()> {
     let stream = tokio::time::timeout(PATIENCE, acceptor.accept(stream))
         .await
@@ -110,7 +111,7 @@ fn text(status: StatusCode, text: impl Into<Bytes>) -> Response<Body> {
     response
 }
 
-async fn answer(request: &mut Request<Incoming>, runtime: &Arc<ProcessRuntime>) -> Response<Body> {
+async fn answer(request: &mut Request<Incoming>, runtime: &Arc<dyn Runtime>) -> Response<Body> {
     let uri = request.uri().clone();
     let path: Vec<&str> = uri.path().split('/').skip(1).collect();
     let query = uri.query().unwrap_or_default();
@@ -125,24 +126,24 @@ async fn answer(request: &mut Request<Incoming>, runtime: &Arc<ProcessRuntime>) 
                 Err(error) => text(StatusCode::NOT_FOUND, error),
             }
         }
-        (&Method::GET, ["exec", namespace, pod, container]) => match find(runtime, namespace, pod) {
-            Ok(pod) => {
-                let (wish, runtime) = (stream::wish(query), Arc::clone(runtime));
-                let (asked, container) = (wish.clone(), (*container).to_owned());
-                let begin = Box::new(move || runtime.exec(&pod.uid, &container, &asked));
-                stream::serve(request, &wish, begin)
-            }
-            Err(why) => text(StatusCode::NOT_FOUND, why),
-        },
-        (&Method::GET, ["attach", namespace, pod, container]) => {
-            let reader = logs::follow(runtime, namespace, pod, container).await;
-            match reader {
-                Ok(session) => {
-                    let wish = stream::wish(query);
-                    stream::serve(request, &wish, Box::new(move || Ok(session)))
+        (&Method::GET, [what @ ("exec" | "attach"), namespace, pod, container]) => {
+            let wish = stream::wish(query);
+            let pod = match find(&**runtime, namespace, pod) {
+                Ok(pod) => pod,
+                Err(why) => return text(StatusCode::NOT_FOUND, why),
+            };
+            let begin = async {
+                if *what == "exec" {
+                    return runtime.exec(&pod.uid, container, &wish).await;
                 }
-                Err(why) => text(StatusCode::NOT_FOUND, why),
-            }
+                match runtime.attach(&pod.uid, container, &wish).await? {
+                    Some(session) => Ok(session),
+                    None => logs::follow(runtime, &pod.namespace, &pod.name, container)
+                        .await
+                        .map_err(|why| Failure::new("AttachError", why)),
+                }
+            };
+            stream::serve(request, &wish, begin).await
         }
         (&Method::GET, ["healthz"]) => text(StatusCode::OK, "ok"),
         _ => text(StatusCode::NOT_FOUND, "404 page not found\n"),
@@ -150,7 +151,7 @@ async fn answer(request: &mut Request<Incoming>, runtime: &Arc<ProcessRuntime>) 
 }
 
 /// A pod of this node.
-fn find(runtime: &ProcessRuntime, namespace: &str, name: &str) -> Result<PodRef, String> {
+fn find(runtime: &dyn Runtime, namespace: &str, name: &str) -> Result<PodRef, String> {
     let mut pods = runtime.pods().into_iter();
     let found = pods.find(|pod| pod.namespace == namespace && pod.name == name);
     found.ok_or_else(|| format!("pod {name:?} in namespace {namespace:?} is not on this node"))

@@ -13,7 +13,7 @@ use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
 use hyper::body::Incoming;
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
-use serde_json::{Value, json};
+use serde_json::Value;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::{Mutex, mpsc};
 use tokio_tungstenite::WebSocketStream;
@@ -24,17 +24,9 @@ use tokio_tungstenite::tungstenite::{Message, Utf8Bytes};
 use tracing::debug;
 
 use super::{Body, text};
-use crate::runtime::{Failure, Output, Session, Wish};
+use crate::channels::{self, CLOSE, ERROR, PROTOCOLS, RESIZE, STDERR, STDIN, STDOUT};
+use crate::runtime::{Failure, Input, Output, Session, Wish};
 
-const V5: &str = "v5.channel.k8s.io";
-const PROTOCOLS: [&str; 2] = [V5, "v4.channel.k8s.io"];
-const STDIN: u8 = 0;
-const STDOUT: u8 = 1;
-const STDERR: u8 = 2;
-const ERROR: u8 = 3;
-const RESIZE: u8 = 4;
-/// Closes the stream that the next byte names.
-const CLOSE: u8 = 255;
 /// How long a client has to close the connection in its turn.
 const FAREWELL: Duration = Duration::from_secs(2);
 const CHUNK: usize = 32 << 10;
@@ -60,7 +52,11 @@ pub(super) fn wish(query: &str) -> Wish {
 }
 
 /// Answers with a WebSocket that the session's streams go through.
-pub(super) fn serve(request: &mut Request<Incoming>, wish: &Wish, begin: Begin) -> Response<Body> {
+pub(super) async fn serve(
+    request: &mut Request<Incoming>,
+    wish: &Wish,
+    begin: impl Future<Output = Result<Session, Failure>>,
+) -> Response<Body> {
     let accepted = accept(request.headers());
     let (key, protocol) = match accepted {
         Ok(accepted) => accepted,
@@ -73,7 +69,7 @@ pub(super) fn serve(request: &mut Request<Incoming>, wish: &Wish, begin: Begin) 
         );
     }
     // Before the answer, so that what cannot be begun is an answer, too.
-    let session = match begin() {
+    let session = match begin.await {
         Ok(session) => session,
         Err(failure) => return text(StatusCode::INTERNAL_SERVER_ERROR, failure.message),
     };
@@ -99,9 +95,6 @@ pub(super) fn serve(request: &mut Request<Incoming>, wish: &Wish, begin: Begin) 
     };
     response
 }
-
-/// Begins what the client is to be connected with.
-pub(super) type Begin = Box<dyn FnOnce() -> Result<Session, Failure> + Send>;
 
 /// The answer to the client's key, and the protocol.
 fn accept(headers: &HeaderMap) -> Result<(String, &'static str), String> {
@@ -141,7 +134,8 @@ async fn carry(socket: Socket, session: Session) -> Result<()> {
         let output = async { tokio::try_join!(pump(stdout, STDOUT, &sink), pump(stderr, STDERR, &sink)) };
         let (code, output) = tokio::join!(exit, output);
         output?;
-        send(&sink, ERROR, status(&code).to_string().as_bytes()).await?;
+        let status = channels::status(code.as_ref().copied().map_err(|failure| failure.message.as_str()));
+        send(&sink, ERROR, status.to_string().as_bytes()).await?;
         let close = CloseFrame {
             code: CloseCode::Normal,
             reason: Utf8Bytes::default(),
@@ -160,7 +154,7 @@ async fn carry(socket: Socket, session: Session) -> Result<()> {
 }
 
 async fn send(sink: &Sink, channel: u8, data: &[u8]) -> Result<()> {
-    let message = [&[channel], data].concat();
+    let message = channels::message(channel, data);
     sink.lock().await.send(Message::Binary(message.into())).await?;
     Ok(())
 }
@@ -181,7 +175,7 @@ async fn pump(from: Option<Output>, channel: u8, sink: &Sink) -> Result<()> {
 /// From the client to the command, until the client has gone.
 async fn listen(
     mut stream: SplitStream<Socket>,
-    mut stdin: Option<crate::runtime::Input>,
+    mut stdin: Option<Input>,
     resize: Option<mpsc::UnboundedSender<(u16, u16)>>,
 ) {
     while let Some(Ok(message)) = stream.next().await {
@@ -212,21 +206,6 @@ async fn listen(
             Some((&CLOSE, [STDIN, ..])) => stdin = None,
             _ => {}
         }
-    }
-}
-
-/// The end, as the API's Status (`remotecommand.NewRemoteCommandError…`).
-fn status(code: &Result<i32, Failure>) -> Value {
-    match code {
-        Ok(0) => json!({"metadata": {}, "status": "Success"}),
-        Ok(code) => json!({
-            "metadata": {}, "status": "Failure", "reason": "NonZeroExitCode",
-            "message": format!("command terminated with non-zero exit code: exit status {code}"),
-            "details": {"causes": [{"reason": "ExitCode", "message": code.to_string()}]},
-        }),
-        Err(failure) => json!({
-            "metadata": {}, "status": "Failure", "reason": "InternalError", "message": failure.message, "code": 500,
-        }),
     }
 }
 
@@ -262,17 +241,9 @@ mod tests {
         );
         assert_eq!(
             accept(&headers).unwrap(),
-            ("s3pPLMBiTxaQ9kYGzzhZRbK+xOo=".to_owned(), V5)
+            ("s3pPLMBiTxaQ9kYGzzhZRbK+xOo=".to_owned(), channels::V5)
         );
         headers.insert(header::SEC_WEBSOCKET_PROTOCOL, value("channel.k8s.io"));
         assert!(accept(&headers).unwrap_err().contains("channel.k8s.io"));
-    }
-
-    #[test]
-    fn ends() {
-        assert_eq!(status(&Ok(0))["status"], "Success");
-        let failed = status(&Ok(7));
-        assert_eq!(failed["details"]["causes"][0]["message"], "7");
-        assert_eq!(status(&Err(Failure::new("x", "gone")))["message"], "gone");
     }
 }

@@ -9,14 +9,15 @@ use anyhow::Context;
 use beeline_tests::cluster::Node;
 use beeline_tests::process::Process;
 use beeline_tests::{program, wait_for};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::cri::{self, Message};
 use crate::pod_network::{
     CniPod, NET_CONF, Network, SERVICE, ipam, options, plugin_config, service, start_agent,
 };
 
-const IMAGE: &str = "beeline.local/busybox:1";
+/// A busybox and a page.
+pub(crate) const IMAGE: &str = "beeline.local/busybox:1";
 
 /// The reference plugin of this name, which a node has from its distribution.
 const LOOPBACK: &str = r#"#!/bin/sh
@@ -27,20 +28,21 @@ echo '{"cniVersion": "0.3.1", "interfaces": [{"name": "lo", "mac": "00:00:00:00:
 "#;
 
 /// containerd as the container runtime of a node, with everything of it in the node's directory.
-struct Containerd {
+pub(crate) struct Containerd {
     process: Process,
-    socket: PathBuf,
+    pub(crate) socket: PathBuf,
     sandboxes: Vec<String>,
 }
 
 impl Containerd {
-    fn start(node: &Node) -> Self {
+    /// Starts it with this plugin for the pods' network.
+    pub(crate) fn start(node: &Node, plugin: &Value) -> Self {
         let dir = node.state().join("containerd");
         let (conf, socket) = (dir.join("net.d"), dir.join("containerd.sock"));
         fs::create_dir_all(&conf).unwrap();
         let list = json!({
             "cniVersion": "1.0.0", "name": "beeline",
-            "plugins": [plugin_config(node)],
+            "plugins": [plugin],
         });
         fs::write(conf.join("10-beeline.conflist"), list.to_string()).unwrap();
         let bin = dir.join("bin");
@@ -219,7 +221,7 @@ fn containerd_runs_a_pod_that_others_reach() {
         nodes,
         mut agents,
     } = Network::new(2, |options| options);
-    let mut containerd = Containerd::start(&nodes[0]);
+    let mut containerd = Containerd::start(&nodes[0], &plugin_config(&nodes[0]));
     let (id, ips) = containerd.run_pod("web");
     assert_eq!(ips.len(), 2, "{ips:?}");
     let list = ipam(&nodes[0]);

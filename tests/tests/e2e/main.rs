@@ -25,6 +25,7 @@ mod kube_proxy;
 mod manifests;
 mod migration;
 mod node;
+mod node_cri;
 mod node_pods;
 mod node_port;
 mod overlay_path;

@@ -6,37 +6,85 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use beeline_tests::cluster::Node;
+use beeline_tests::process::Process;
 use beeline_tests::{Cluster, process, wait_for};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 use crate::init::Machine;
 use crate::node::condition;
 
 /// A cluster of one machine.
-struct Scene<'a> {
+pub(crate) struct Scene<'a> {
     machine: Machine<'a>,
+    /// Where the runtime of the pods listens.
+    cri: Option<String>,
 }
 
 impl<'a> Scene<'a> {
     fn new(node: &'a Node) -> Self {
+        Self::with(node, None)
+    }
+
+    /// With a container runtime for the pods.
+    pub(crate) fn with(node: &'a Node, cri: Option<&str>) -> Self {
         let machine = Machine::new(node);
         let address = node.v4().to_string();
-        let scene = Self { machine };
+        let scene = Self {
+            machine,
+            cri: cri.map(str::to_owned),
+        };
+        let init = [
+            "init",
+            "--node-name",
+            "node-1",
+            "--apiserver-advertise-address",
+            &address,
+        ];
         scene
             .machine
-            .beeline(&[
-                "init",
-                "--node-name",
-                "node-1",
-                "--apiserver-advertise-address",
-                &address,
-            ])
+            .beeline(&[&init[..], &scene.cri_flag()].concat())
             .with_context(|| scene.machine.logs())
             .unwrap();
         scene.wait("the node to be ready", || {
             Ok((condition(&scene.get(&["node", "node-1"]), "Ready") == "True").then_some(()))
         });
         scene
+    }
+
+    fn cri_flag(&self) -> Vec<&str> {
+        self.cri
+            .iter()
+            .flat_map(|socket| ["--cri-socket", socket])
+            .collect()
+    }
+
+    /// Kills the node's process, which has no time to do anything, and starts it again; the new one ends when dropped.
+    pub(crate) fn kill_node(&self, meanwhile: impl FnOnce()) -> Process {
+        let record = std::fs::read(self.machine.root.join("run/beeline/node.json")).unwrap();
+        let record: Value = serde_json::from_slice(&record).unwrap();
+        let pid = i32::try_from(record["pid"].as_i64().unwrap()).unwrap();
+        let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap();
+        let line = String::from_utf8(line).unwrap();
+        kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
+        self.wait("the node's end", || {
+            let runs =
+                std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "));
+            Ok((!runs).then_some(()))
+        });
+        meanwhile();
+        let node = self.machine.node;
+        let mut words = line.trim_end_matches('\0').split('\0');
+        let mut command = node.host().command(words.next().unwrap()).unwrap();
+        command.args(words);
+        Process::spawn(
+            node.host(),
+            "beeline node",
+            command,
+            &node.state().join("again.log"),
+        )
+        .unwrap()
     }
 
     fn command(&self, args: &[&str]) -> Command {
@@ -48,11 +96,11 @@ impl<'a> Scene<'a> {
         command
     }
 
-    fn kubectl(&self, args: &[&str]) -> Result<String> {
+    pub(crate) fn kubectl(&self, args: &[&str]) -> Result<String> {
         process::output(self.command(args))
     }
 
-    fn kubectl_stdin(&self, args: &[&str], input: &str) -> Result<std::process::Output> {
+    pub(crate) fn kubectl_stdin(&self, args: &[&str], input: &str) -> Result<std::process::Output> {
         let mut command = self.command(args);
         command
             .stdin(Stdio::piped())
@@ -66,12 +114,12 @@ impl<'a> Scene<'a> {
     }
 
     /// An object of the API.
-    fn get(&self, args: &[&str]) -> Value {
+    pub(crate) fn get(&self, args: &[&str]) -> Value {
         let text = self.kubectl(&[&["get", "-o", "json", "--ignore-not-found"], args].concat());
         serde_json::from_str(&text.unwrap_or_default()).unwrap_or(Value::Null)
     }
 
-    fn create(&self, object: &Value) {
+    pub(crate) fn create(&self, object: &Value) {
         let done = self
             .kubectl_stdin(&["apply", "--server-side", "-f", "-"], &object.to_string())
             .unwrap();
@@ -79,7 +127,7 @@ impl<'a> Scene<'a> {
     }
 
     /// Creates a pod with one container.
-    fn pod(&self, name: &str, more: &Value, container: &Value) {
+    pub(crate) fn pod(&self, name: &str, more: &Value, container: &Value) {
         let mut main = json!({"name": "main", "image": "host"});
         merge(&mut main, container);
         let mut pod = json!({
@@ -91,7 +139,7 @@ impl<'a> Scene<'a> {
     }
 
     /// Waits for what a look finds.
-    fn wait<T>(&self, what: &str, look: impl FnMut() -> Result<Option<T>>) -> T {
+    pub(crate) fn wait<T>(&self, what: &str, look: impl FnMut() -> Result<Option<T>>) -> T {
         wait_for(what, Duration::from_secs(40), look)
             .inspect_err(|_| {
                 let pods = self.kubectl(&["describe", "pods"]).unwrap_or_default();
@@ -101,7 +149,7 @@ impl<'a> Scene<'a> {
     }
 
     /// Waits until `wanted` holds for the pod.
-    fn wait_pod(&self, name: &str, what: &str, wanted: impl Fn(&Value) -> bool) -> Value {
+    pub(crate) fn wait_pod(&self, name: &str, what: &str, wanted: impl Fn(&Value) -> bool) -> Value {
         self.wait(&format!("pod {name}: {what}"), || {
             let pod = self.get(&["pod", name]);
             Ok(wanted(&pod).then_some(pod))
@@ -121,7 +169,9 @@ impl<'a> Scene<'a> {
 impl Drop for Scene<'_> {
     fn drop(&mut self) {
         // What is left is found by the cluster's own look.
-        let _ended = self.machine.beeline(&["reset", "--force"]);
+        let _ended = self
+            .machine
+            .beeline(&[&["reset", "--force"][..], &self.cri_flag()].concat());
     }
 }
 

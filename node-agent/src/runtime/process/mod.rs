@@ -3,6 +3,7 @@
 
 mod cgroup;
 mod exec;
+mod handle;
 mod image;
 mod mounts;
 mod netns;
@@ -20,14 +21,15 @@ use std::time::Duration;
 use beeline_cni::client::{Agent as _, Socket};
 use beeline_cni::protocol::{Add, Del, Key, Pod, Request, Response};
 use jiff::Timestamp;
-use nix::mount::{MntFlags, umount2};
 use tokio::sync::{mpsc, watch};
 use tracing::{debug, warn};
 
+use super::hosts;
 use super::{
-    Container, ContainerSpec, Failure, MIN_GRACE, PodRef, Sandbox, SandboxSpec, Session, State, Wish,
+    Container, ContainerSpec, Dirs, Failure, MIN_GRACE, PodRef, Sandbox, SandboxSpec, Session, State, Wish,
 };
 use crate::process::Process;
+pub(crate) use handle::Processes;
 use store::Record;
 
 /// Name of the CNI network in requests to the agent.
@@ -41,9 +43,7 @@ const KILL: Duration = Duration::from_secs(10);
 /// Where things are.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Settings {
-    /// What is known of pods, a directory for each.
-    pub(crate) root: PathBuf,
-    pub(crate) log_dir: PathBuf,
+    pub(crate) dirs: Dirs,
     pub(crate) image_dir: PathBuf,
     /// The cgroup that those of the pods are in.
     pub(crate) cgroup: PathBuf,
@@ -67,10 +67,10 @@ impl ProcessRuntime {
     /// # Errors
     /// When its directory or cgroup cannot be made or read.
     pub(crate) fn open(settings: Settings, changed: mpsc::UnboundedSender<String>) -> io::Result<Arc<Self>> {
-        fs::create_dir_all(&settings.root)?;
+        fs::create_dir_all(&settings.dirs.root)?;
         cgroup::create_parent(&settings.cgroup)?;
         let mut pods = HashMap::new();
-        for record in store::load(&settings.root)? {
+        for record in store::load(&settings.dirs.root)? {
             pods.insert(record.pod.uid.clone(), record);
         }
         let runtime = Arc::new(Self {
@@ -120,25 +120,13 @@ impl ProcessRuntime {
         })
     }
 
-    /// The file with the output of a container.
-    pub(crate) fn log_path(&self, pod: &PodRef, container: &str, attempt: u32) -> PathBuf {
-        self.pod_log_dir(pod)
-            .join(container)
-            .join(format!("{attempt}.log"))
-    }
-
-    fn pod_log_dir(&self, pod: &PodRef) -> PathBuf {
-        let PodRef { namespace, name, uid } = pod;
-        self.settings.log_dir.join(format!("{namespace}_{name}_{uid}"))
+    /// Where what is kept of pods is.
+    fn dirs(&self) -> &Dirs {
+        &self.settings.dirs
     }
 
     fn pod_dir(&self, uid: &str) -> PathBuf {
-        self.settings.root.join(uid)
-    }
-
-    /// Where the volumes of a pod are.
-    pub(crate) fn volume_dir(&self, uid: &str) -> PathBuf {
-        self.pod_dir(uid).join("volumes")
+        self.dirs().pod(uid)
     }
 
     fn pod_cgroup(&self, uid: &str) -> PathBuf {
@@ -195,7 +183,7 @@ impl ProcessRuntime {
             fs::write(dir.join(spawn::RESOLV_CONF), text).map_err(failed("write its resolv.conf"))?;
         }
         if !spec.host_network {
-            let text = spawn::hosts(&spec.hostname, &record.ips, &spec.host_aliases);
+            let text = hosts::text(&spec.hostname, &record.ips, &spec.host_aliases);
             fs::write(dir.join(spawn::HOSTS), text).map_err(failed("write its hosts file"))?;
         }
         record.hostname.clone_from(&spec.hostname);
@@ -240,7 +228,7 @@ impl ProcessRuntime {
             move |error: io::Error| Failure::because("CreateContainerError", what, error)
         };
         let program = image::program(&self.settings.image_dir, spec)?;
-        let log = self.log_path(pod, &spec.name, spec.attempt);
+        let log = self.dirs().log(pod, &spec.name, spec.attempt);
         if let Some(parent) = log.parent() {
             fs::create_dir_all(parent).map_err(failed("make the directory of its log"))?;
         }
@@ -426,16 +414,15 @@ impl ProcessRuntime {
         cgroup::kill(&group, KILL).await;
         let failed =
             |what: &'static str| move |error: io::Error| Failure::because("FailedKillPod", what, error);
-        if let Some(record) = &record {
-            if let Some(path) = &record.netns {
-                self.detach(uid);
-                netns::remove(path).map_err(failed("remove its network namespace"))?;
-            }
-            remove_dir(&self.pod_log_dir(&record.pod)).map_err(failed("remove its logs"))?;
+        if let Some(path) = record.as_ref().and_then(|record| record.netns.as_ref()) {
+            self.detach(uid);
+            netns::remove(path).map_err(failed("remove its network namespace"))?;
         }
         cgroup::remove(&group).map_err(failed("remove its cgroup"))?;
-        unmount_below(&self.pod_dir(uid)).map_err(failed("unmount its volumes"))?;
-        remove_dir(&self.pod_dir(uid)).map_err(failed("remove its directory"))?;
+        let known = record.as_ref().map(|record| &record.pod);
+        self.dirs()
+            .remove(uid, known)
+            .map_err(failed("remove its directories"))?;
         self.lock().remove(uid);
         Ok(())
     }
@@ -456,16 +443,6 @@ impl ProcessRuntime {
             }
         }
     }
-
-    /// Whether pods can be attached; the text says why not.
-    pub(crate) fn network_ready(&self) -> Result<(), String> {
-        match Socket.ask(&self.settings.cni_socket, &Request::Status, None) {
-            Ok(Response::Done) => Ok(()),
-            Ok(Response::Failed(failure)) => Err(failure.to_string()),
-            Ok(other) => Err(format!("the agent answered {other:?}")),
-            Err(error) => Err(error.to_string()),
-        }
-    }
 }
 
 fn key(uid: &str) -> Key {
@@ -473,23 +450,5 @@ fn key(uid: &str) -> Key {
         network: NETWORK.into(),
         container_id: uid.to_owned(),
         ifname: IFNAME.into(),
-    }
-}
-
-/// Ends what is mounted in a directory: a volume in memory, and never something of the host that must not be removed with it.
-fn unmount_below(dir: &Path) -> io::Result<()> {
-    let prefix = format!("{}/", dir.display());
-    let mounts = fs::read_to_string("/proc/self/mounts")?;
-    let places = mounts.lines().filter_map(|line| line.split(' ').nth(1));
-    for place in places.filter(|place| place.starts_with(&prefix)) {
-        umount2(place, MntFlags::MNT_DETACH)?;
-    }
-    Ok(())
-}
-
-fn remove_dir(dir: &Path) -> io::Result<()> {
-    match fs::remove_dir_all(dir) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
     }
 }
