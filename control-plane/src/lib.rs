@@ -4,6 +4,7 @@
 //! and tells every watcher. Controllers are clients of the API like any other, so that a real kube-apiserver can take this
 //! crate's place at any time.
 
+pub mod backup;
 mod bootstrap_token;
 pub mod config;
 pub mod controllers;

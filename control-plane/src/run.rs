@@ -11,6 +11,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::backup;
 use crate::config::Config;
 use crate::controllers::leader::Candidate;
 use crate::controllers::{accounts, endpoints, endpointslice, gc, nodes, scheduler, workloads};
@@ -52,7 +53,7 @@ impl ControlPlane {
         let dir = &config.data_dir;
         pki::create_private_dir(dir)?;
         let store: Arc<dyn Store> = if config.etcd.etcd_servers.is_empty() {
-            let path = dir.join("store.redb");
+            let path = dir.join(backup::STORE);
             let open = tokio::task::spawn_blocking(move || RedbStore::open(&path, store::Options::default()));
             Arc::new(open.await?.context("open the control plane's data")?)
         } else {

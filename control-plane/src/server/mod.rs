@@ -48,8 +48,8 @@ pub use tokens::Tokens;
 use crate::error::{ApiError, Cause};
 use crate::pki::{Identity, Pki};
 use crate::resource::{Allocator, ResourceInfo};
-use crate::store::{Store, StoreError};
-use crate::{discovery, openapi};
+use crate::store::{Range, Store, StoreError};
+use crate::{backup, discovery, openapi};
 use audit::Record;
 use auth::{Ask, User};
 use request::{Accept, Params};
@@ -244,10 +244,18 @@ impl Api {
         match route {
             Route::Objects(target) => self.objects(&parts, &target, body).await,
             Route::Review(review) => self.review(&parts, &parts.user, review, body).await,
+            Route::Backup if *parts.method == Method::GET => self.backup().await,
             other if *parts.method == Method::GET => self.document(&parts, &other),
             Route::Unknown => Err(ApiError::unknown_path()),
             _ => Err(ApiError::method_not_allowed()),
         }
+    }
+
+    /// Everything that is stored, as it is at one moment.
+    async fn backup(&self) -> Result<Response<Body>, ApiError> {
+        let page = self.store.list(Range::default()).await?;
+        let lines = backup::lines(page).map_err(|error| ApiError::internal(&error.to_string()))?;
+        Ok(response::stream(lines))
     }
 
     /// Who the client is, or who it acts for.

@@ -30,6 +30,8 @@ pub(super) enum Route {
     Review(Review),
     /// Objects.
     Objects(Target),
+    /// Everything that is stored, for a backup.
+    Backup,
     /// Anything else.
     Unknown,
 }
@@ -105,6 +107,7 @@ pub(super) fn parse(path: &str) -> Route {
         ["livez", rest @ ..] => health("livez", rest),
         ["readyz", rest @ ..] => health("readyz", rest),
         ["version"] => Route::Version,
+        ["beeline", "backup"] => Route::Backup,
         ["openapi", "v2"] => Route::OpenApiV2,
         ["openapi", "v3"] => Route::OpenApiIndex,
         ["openapi", "v3", rest @ ..] => Route::OpenApi(rest.join("/")),

@@ -14,7 +14,7 @@ use bytes::Bytes;
 use futures::future::BoxFuture;
 
 pub use etcd::{EtcdOptions, EtcdStore};
-pub use redb_store::{Options, RedbStore};
+pub use redb_store::{Import, Options, RedbStore};
 
 /// A value with the revision that wrote it.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -1,6 +1,7 @@
 //! The command line.
 
 mod client;
+mod control_plane;
 mod node;
 mod show;
 
@@ -60,8 +61,8 @@ enum LogFormat {
 enum Command {
     /// Run the node daemon
     Agent(Box<AgentArgs>),
-    /// Run a small Kubernetes API for machines without one
-    ControlPlane(Box<beeline_control_plane::config::Config>),
+    /// Run a small Kubernetes API for machines without one; or back up what it keeps
+    ControlPlane(Box<control_plane::ControlPlaneCommand>),
     /// Run a node of a cluster: its agent, and its pods; or list nodes
     Node(Box<node::NodeCommand>),
     /// Start a cluster: this machine becomes its control plane and first node
@@ -227,8 +228,7 @@ fn run(command: Command, log: &LogArgs, flags: BTreeMap<String, String>) -> anyh
     match command {
         // above
         Command::Agent(_) | Command::Node(_) => Ok(()),
-        Command::ControlPlane(config) => tokio::runtime::Runtime::new()?
-            .block_on(async { beeline_control_plane::run::run(*config, stop_signal()?).await }),
+        Command::ControlPlane(command) => control_plane::run(*command),
         Command::Service(ListCommand::List(args)) => {
             let services: Services = single_thread()?.block_on(client::get(&args.state_dir, "/services"))?;
             show::print(&args.output_of(&services, |wide| show::services(&services, wide))?)

@@ -1,5 +1,6 @@
 //! The embedded implementation: one redb file, one writer thread that commits whatever has queued up in one transaction.
 
+mod import;
 mod writer;
 
 use std::collections::BTreeMap;
@@ -18,6 +19,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::hub::Hub;
 use super::log_watch::{History, LogWatch, Past};
 use super::{Event, Page, Range, Store, StoreError, Stored, Watch, Write};
+pub use import::Import;
 use writer::Writer;
 
 /// key -> (revision, value).
