@@ -4,7 +4,7 @@
 
 mod build;
 
-use build::{ACK, ICMP, Packet, SYN, TCP, UDP, check, packet, sctp, tcp, udp};
+use build::{ACK, ICMP, ICMPV6, Packet, SYN, TCP, UDP, check, packet, sctp, tcp, udp};
 use dataplane_common::packet::{Head, Outcome, head_flag, parse};
 use proptest::prelude::*;
 
@@ -280,9 +280,25 @@ fn fragments_are_told_apart() {
         let tiny = tcp(src, dst, SYN).fragments(8);
         assert_eq!(read(&tiny[0]).0, Outcome::Truncated);
     }
-    // fragments of what has no ports are nobody's business
-    let icmp = packet(ICMP, V4.0, V4.1).fragments(8);
-    assert!(icmp.iter().all(|part| read(part).0 == Outcome::Other));
+    // of ICMP only echoes have something like ports
+    for (protocol, (src, dst), asks, fails) in [(ICMP, V4, 8, 3), (ICMPV6, V6, 128, 1)] {
+        let of_kind = |kind: u16| {
+            let mut packet = packet(protocol, src, dst);
+            // type and code are where others have a port; behind the checksum is the identifier
+            packet.src.set_port(kind << 8);
+            packet.payload = vec![0x12, 0x34, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0];
+            packet
+        };
+        let echo = of_kind(asks).fragments(8);
+        let (outcome, head) = read(&echo[0]);
+        let flags = head_flag::ECHO | head_flag::FIRST_FRAGMENT;
+        assert_eq!((outcome, head.flags & flags), (Outcome::Echo, flags));
+        assert_eq!((head.src_port.to_host(), head.dst_port.to_host()), (0x1234, 0));
+        let (outcome, head) = read(&echo[1]);
+        let flags = head_flag::ECHO | head_flag::LATER_FRAGMENT;
+        assert_eq!((outcome, head.flags & flags), (Outcome::LaterFragment, flags));
+        assert_eq!(read(&of_kind(fails).fragments(8)[0]).0, Outcome::Other);
+    }
 }
 
 #[test]

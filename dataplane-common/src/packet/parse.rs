@@ -28,7 +28,7 @@ impl Load for [u8] {
 pub enum Outcome {
     /// A packet with ports: the head is filled in.
     Flow,
-    /// A later fragment: the head is filled in but for the ports, which only the first fragment has.
+    /// A later fragment: the head is filled in but for the ports (an echo's identifier), which only the first fragment has.
     LaterFragment,
     /// An ICMP error about a packet with ports: the head's tuple is that packet's, seen from its other end.
     IcmpError,
@@ -155,17 +155,22 @@ pub fn parse<L: Load + ?Sized>(data: &L, link: u32, ethertype: u16, len: u32, he
     head.l4 = ip.l4;
     head.len = ip.end - offset;
     head.protocol = ip.protocol;
+    let v6 = head.flags & head_flag::V6 != 0;
     if ip.later {
         head.flags |= head_flag::LATER_FRAGMENT;
         return match ip.protocol {
             protocol::TCP | protocol::UDP | protocol::SCTP => Outcome::LaterFragment,
+            ICMP | ICMPV6 if (ip.protocol == ICMPV6) == v6 => {
+                // of ICMP only an echo is known by its first fragment
+                head.flags |= head_flag::ECHO;
+                Outcome::LaterFragment
+            }
             _ => Outcome::Other,
         };
     }
     if ip.fragment {
         head.flags |= head_flag::FIRST_FRAGMENT;
     }
-    let v6 = head.flags & head_flag::V6 != 0;
     let payload = ip.end - ip.l4;
     match ip.protocol {
         protocol::TCP => {
@@ -186,8 +191,7 @@ pub fn parse<L: Load + ?Sized>(data: &L, link: u32, ethertype: u16, len: u32, he
         protocol::UDP if payload >= 8 => ports(data, ip.l4, head),
         protocol::SCTP if payload >= 12 => ports(data, ip.l4, head),
         protocol::UDP | protocol::SCTP => Outcome::Truncated,
-        ICMP if !v6 && !ip.fragment => icmp(data, &ip, payload, head),
-        ICMPV6 if v6 && !ip.fragment => icmp(data, &ip, payload, head),
+        ICMP | ICMPV6 if (ip.protocol == ICMPV6) == v6 => icmp(data, &ip, payload, head),
         _ => Outcome::Other,
     }
 }
@@ -368,6 +372,10 @@ fn icmp<L: Load + ?Sized>(data: &L, ip: &Ip, payload: u32, head: &mut Head) -> O
     };
     if !error {
         return echo(data, ip.l4, kind[0], v6, head);
+    }
+    // an error quotes little enough to need no fragments (RFC 1812 4.3.2.3, RFC 4443 2.4)
+    if ip.fragment {
+        return Outcome::Other;
     }
     let outer_dst = head.dst;
     let (inner, there) = (ip.l4 + 8, payload - 8);

@@ -89,9 +89,9 @@ fn read(skb: Skb, device: &Device, scratch: &mut Scratch, egress: u8) -> bool {
     let outcome = parse(&skb, device.header, skb.ethertype(), skb.len(), &mut scratch.head);
     let head = &mut scratch.head;
     match outcome {
-        Outcome::Flow if head.flags & head_flag::FIRST_FRAGMENT == 0 => true,
-        Outcome::IcmpError | Outcome::Echo => true,
-        Outcome::Flow | Outcome::LaterFragment => {
+        Outcome::Flow | Outcome::Echo if head.flags & head_flag::FIRST_FRAGMENT == 0 => true,
+        Outcome::IcmpError => true,
+        Outcome::Flow | Outcome::Echo | Outcome::LaterFragment => {
             let key = &mut scratch.fragment;
             key.src = head.src;
             key.dst = head.dst;
