@@ -403,8 +403,6 @@ impl Node {
             0,
             u16::from(number),
         );
-        let group = self.cgroup.join(format!("pod-{name}"));
-        cgroup::create(&group)?;
         let host = self.host.netns();
         let netns = Arc::new(NetNs::create(&format!("{}-p{number}", host.name()))?);
         let link = format!("p{number}");
@@ -422,18 +420,21 @@ impl Node {
             format!("route add default via 169.254.1.1 dev eth0 onlink src {v4}"),
             format!("route add ::/0 via fe80::1 dev eth0 src {v6}"),
         ])?;
+        self.pod(name, netns, v4, v6)
+    }
+
+    /// A pod whose network is there.
+    pub(crate) fn pod(&self, name: &str, netns: Arc<NetNs>, v4: Ipv4Addr, v6: Ipv6Addr) -> Result<Pod> {
+        let group = self.cgroup.join(format!("pod-{name}"));
+        cgroup::create(&group)?;
         Ok(Pod {
             name: name.to_owned(),
-            place: Place::new(netns, group, self.host_keeps()),
+            place: Place::new(netns, group, self.host.keeps()),
             v4,
             v6,
             log: self.state.join(format!("pod-{name}.log")),
             echo: None,
         })
-    }
-
-    fn host_keeps(&self) -> bool {
-        self.host.keeps()
     }
 
     /// Adds a pod that runs an echo server which answers with the pod's name, TCP and UDP, at [`ECHO_PORT`].

@@ -16,6 +16,7 @@ pub mod control_plane;
 pub mod http;
 pub mod netns;
 pub mod objects;
+pub mod pod_network;
 pub mod process;
 pub mod residue;
 pub mod signals;

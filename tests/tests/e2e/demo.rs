@@ -17,7 +17,13 @@ fn the_demo_succeeds_and_cleans_up() {
     let output = child.wait_with_output().unwrap();
     let text = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success(), "{text}");
-    for wanted in ["service/myweb created", "ebpf", "all as it should be"] {
+    for wanted in [
+        "service/myweb created",
+        "ebpf",
+        "flannel.1",
+        "myweb-4",
+        "all as it should be",
+    ] {
         assert!(text.contains(wanted), "no {wanted:?} in:\n{text}");
     }
     assert_eq!(residue::made_by(pid).unwrap(), Vec::<String>::new());

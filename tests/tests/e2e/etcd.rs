@@ -5,10 +5,11 @@ use std::time::Duration;
 
 use beeline_etcd::server::Server;
 use beeline_tests::agent::beeline_json;
+use beeline_tests::pod_network::own_places;
 use beeline_tests::{Agent, AgentOptions, Cluster, Node, ObjectDir, process, wait_for};
 use serde_json::{Value, json};
 
-use crate::pod_network::{CniPod, own_places};
+use crate::pod_network::CniPod;
 
 const LEASES: &str = "/coreos.com/network/subnets/";
 /// The lease of a node that runs flanneld, as that writes it.

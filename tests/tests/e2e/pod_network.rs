@@ -1,45 +1,21 @@
 //! Pods whose network the agent makes: through the CNI plugin, over the overlay, with nodes from the API.
 
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::Duration;
 
 use beeline_tests::cluster::{ECHO_PORT, Node};
 use beeline_tests::netns::NetNs;
+pub(crate) use beeline_tests::pod_network::{NET_CONF, plugin_config};
 use beeline_tests::process::{self, Process};
-use beeline_tests::{Agent, AgentOptions, Cluster, ControlPlane, program, wait_for};
+use beeline_tests::{Agent, AgentOptions, Cluster, ControlPlane, pod_network, program, wait_for};
 use serde_json::{Value, json};
 
-pub(crate) const NET_CONF: &str = r#"{"Network": "10.244.0.0/16", "EnableIPv6": true,
-    "IPv6Network": "fd00:10:244::/48", "Backend": {"Type": "vxlan"}}"#;
 pub(crate) const SERVICE: &str = "10.96.7.7";
 
 /// Flags of an agent that has everything of the pod network in its node's directory.
 pub(crate) fn options(plane: &ControlPlane, node: &Node, net_conf: &str) -> AgentOptions {
-    let conf = node.state().join("net-conf.json");
-    std::fs::write(&conf, net_conf).unwrap();
-    let options = AgentOptions::kubeconfig(plane.kubeconfig());
-    own_places(options, node).flag("--net-config-path", conf.display())
-}
-
-/// With all files of the pod network in the node's directory.
-pub(crate) fn own_places(options: AgentOptions, node: &Node) -> AgentOptions {
-    let path = |name: &str| node.state().join(name).display().to_string();
-    options
-        .flag("--subnet-file", path("subnet.env"))
-        .flag("--cni-socket", path("cni.sock"))
-        .flag("--cni-state-dir", path("cni"))
-        .flag("--host-local-dir", path("host-local"))
-}
-
-/// The plugin's configuration for a node.
-pub(crate) fn plugin_config(node: &Node) -> Value {
-    json!({
-        "type": "beeline-cni",
-        "socket": node.state().join("cni.sock"),
-        "stateDir": node.state().join("cni"),
-        "capabilities": {"portMappings": true},
-    })
+    pod_network::options(plane, node, net_conf).unwrap()
 }
 
 /// A pod that only the plugin made.
@@ -62,16 +38,12 @@ impl<'a> CniPod<'a> {
         let netns = NetNs::create(&format!("{}-{name}", node.host().netns().name())).unwrap();
         let more = json!({"runtimeConfig": runtime});
         let result = plugin(node, "ADD", name, netns.name(), &more);
-        // the second is empty where the network has one family
-        let address = |i: usize| {
-            let cidr = result["ips"][i]["address"].as_str().unwrap_or_default();
-            cidr.split('/').next().unwrap().to_owned()
-        };
+        let [v4, v6] = pod_network::addresses(&result);
         Self {
             node,
             id: name.to_owned(),
-            v4: address(0),
-            v6: address(1),
+            v4,
+            v6,
             netns,
             echo: None,
         }
@@ -101,8 +73,13 @@ impl<'a> CniPod<'a> {
     }
 
     pub(crate) fn pings(&self, address: &str) -> bool {
+        self.pings_with(address, 56)
+    }
+
+    /// With so many bytes in the echo.
+    pub(crate) fn pings_with(&self, address: &str, bytes: u32) -> bool {
         let mut command = self.command("ping");
-        command.args(["-c", "1", "-W", "1", address]);
+        command.args(["-c", "1", "-W", "1", "-s", &bytes.to_string(), address]);
         process::output(command).is_ok()
     }
 }
@@ -116,31 +93,7 @@ impl Drop for CniPod<'_> {
 
 /// Runs the plugin's binary as a runtime does, with this added to its configuration.
 pub(crate) fn plugin(node: &Node, command: &str, id: &str, netns: &str, more: &Value) -> Value {
-    let mut child = node
-        .host()
-        .command(program("beeline-cni").unwrap())
-        .unwrap()
-        .env("CNI_COMMAND", command)
-        .env("CNI_CONTAINERID", id)
-        .env("CNI_NETNS", format!("/run/netns/{netns}"))
-        .env("CNI_IFNAME", "eth0")
-        .env("CNI_PATH", "/")
-        .env("CNI_ARGS", format!("K8S_POD_NAMESPACE=default;K8S_POD_NAME={id}"))
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut conf = plugin_config(node);
-    conf["cniVersion"] = "1.0.0".into();
-    conf["name"] = "bl".into();
-    for (key, value) in more.as_object().into_iter().flatten() {
-        conf[key] = value.clone();
-    }
-    serde_json::to_writer(child.stdin.take().unwrap(), &conf).unwrap();
-    let output = child.wait_with_output().unwrap();
-    let said = String::from_utf8(output.stdout).unwrap();
-    assert!(output.status.success(), "{command} {id}: {said}");
-    serde_json::from_str(&said).unwrap_or(Value::Null)
+    pod_network::plugin(node, command, id, netns, more).unwrap()
 }
 
 pub(crate) fn node_object(plane: &ControlPlane, node: &Node) -> Value {
@@ -152,30 +105,10 @@ pub(crate) fn node_object(plane: &ControlPlane, node: &Node) -> Value {
     .unwrap()
 }
 
-pub(crate) fn wait_ready(plane: &ControlPlane, node: &Node, agent: &mut Agent) {
-    wait_for(
-        &format!("the pod network of {}", node.name()),
-        Duration::from_secs(20),
-        || {
-            agent.process.check_running()?;
-            let object = node_object(plane, node);
-            let conditions = object["status"]["conditions"]
-                .as_array()
-                .cloned()
-                .unwrap_or_default();
-            let works = conditions
-                .iter()
-                .any(|c| c["type"] == "NetworkUnavailable" && c["status"] == "False");
-            Ok(works.then_some(()))
-        },
-    )
-    .unwrap();
-}
-
 /// An agent that makes the pod network of its node, which is ready then.
 pub(crate) fn start_agent(plane: &ControlPlane, node: &Node, options: &AgentOptions) -> Agent {
     let mut agent = Agent::start_synced(node, options).unwrap();
-    wait_ready(plane, node, &mut agent);
+    pod_network::wait_ready(plane, node, &mut agent).unwrap();
     agent
 }
 
@@ -346,7 +279,17 @@ fn pods_reach_the_world_with_the_address_of_their_node() {
     .unwrap();
     let seen = pod.get(&format!("http://[{world_v6}]:8080/source")).unwrap();
     assert!(seen.contains(&node_v6), "{seen}");
-    assert!(pod.pings(&world_v4) && pod.pings(&world_v6), "echo");
+    // the switch knows the way to pods: it is not to be of use
+    let world_routes = |verb: &str| {
+        let lines = ["10.244.0.0/16", "fd00:10:244::/48"].map(|net| format!("route {verb} blackhole {net}"));
+        world.place().netns().ip_batch(&lines).unwrap();
+    };
+    world_routes("add");
+    for bytes in [56, 4000] {
+        let both = pod.pings_with(&world_v4, bytes) && pod.pings_with(&world_v6, bytes);
+        assert!(both, "an echo of {bytes} bytes");
+    }
+    world_routes("delete");
     // other nodes are the world, this one is not
     let seen = pod.get(&format!("http://{}:8080/source", nodes[1].v4())).unwrap();
     assert!(seen.contains(&node_v4), "{seen}");

@@ -1,4 +1,4 @@
-//! `cargo xtask demo`: a two-node cluster on this machine, from the first object to the last refusal.
+//! `cargo xtask demo`: a cluster on this machine, from the first object to the last refusal.
 //!
 //! It is a smoke test too: whatever it shows is checked, and the exit code says whether all was as it should be.
 
@@ -13,7 +13,7 @@ use anyhow::{Context, Result, bail, ensure};
 use beeline_tests::client::Mode;
 use beeline_tests::cluster::ECHO_PORT;
 use beeline_tests::{
-    Agent, AgentOptions, Cluster, ControlPlane, Load, LoadReport, Node, OutsideHost, Place, Pod, agent,
+    Agent, Cluster, ControlPlane, Load, LoadReport, Node, OutsideHost, Place, Pod, agent, pod_network,
     process, program, signals, wait_for,
 };
 use clap::Parser;
@@ -34,7 +34,7 @@ const PROPAGATION: Duration = Duration::from_secs(10);
 #[derive(Parser)]
 #[command(
     name = "cargo xtask demo",
-    about = "A two-node cluster on this machine, and a Service balanced by eBPF"
+    about = "A cluster on this machine: pods connected by CNI and VXLAN, and a Service balanced by eBPF"
 )]
 struct Args {
     /// Leave the cluster running, with three pods behind the Service; `cargo xtask sweep` removes it
@@ -65,6 +65,7 @@ fn run(args: &Args, show: &Show) -> Result<()> {
     let result = Demo::start(&cluster, show).and_then(|mut demo| {
         demo.balance()?;
         demo.ask_from_outside()?;
+        demo.add_a_node()?;
         demo.remove_a_pod()?;
         demo.lose_a_node()?;
         demo.scale_to_zero()?;
@@ -98,7 +99,7 @@ struct Demo<'a> {
     show: &'a Show,
     cluster: &'a Cluster,
     plane: ControlPlane,
-    nodes: [Node; 2],
+    nodes: Vec<Node>,
     /// Kept for their `Drop`, and to show their logs.
     agents: Vec<Agent>,
     client: Pod,
@@ -111,22 +112,21 @@ struct Demo<'a> {
 impl<'a> Demo<'a> {
     fn start(cluster: &'a Cluster, show: &'a Show) -> Result<Self> {
         let plane = ControlPlane::start(cluster)?;
-        let nodes = [cluster.add_node()?, cluster.add_node()?];
+        let nodes = vec![cluster.add_node()?, cluster.add_node()?];
         let mut agents = Vec::new();
         for node in &nodes {
-            plane.register_node(node)?;
-            agents.push(Agent::start(node, &AgentOptions::kubeconfig(plane.kubeconfig()))?);
+            agents.push(start_agent(&plane, node)?);
         }
         for (agent, node) in agents.iter_mut().zip(&nodes) {
-            agent.wait_synced(node)?;
+            wait_agent(&plane, agent, node)?;
         }
         show.output(
             "$ kubectl get nodes -o wide",
             &plane.kubectl(&["get", "nodes", "-o", "wide"])?,
         );
 
-        show.step("starting three pods `myweb-…` that answer with their name, and applying the Service");
-        let client = nodes[0].add_pod("client")?;
+        show.step("starting three pods `myweb-…` by the CNI plugin, that answer with their name, and applying the Service");
+        let client = pod_network::add_pod(&nodes[0], "client")?;
         let outside = cluster.add_outside_host()?;
         let mut demo = Self {
             show,
@@ -163,11 +163,49 @@ impl<'a> Demo<'a> {
 
     fn add_pods(&mut self) -> Result<()> {
         for (number, index) in [(1, 0), (2, 1), (3, 1)] {
-            let node = &self.nodes[index];
-            let pod = node.add_echo_pod(&format!("myweb-{number}"))?;
-            self.plane.register_pod(node, &pod, "myweb", ECHO_PORT)?;
-            self.pods.push((index, pod));
+            self.add_pod(number, index)?;
         }
+        Ok(())
+    }
+
+    /// `myweb-<number>` on the node with this index.
+    fn add_pod(&mut self, number: usize, index: usize) -> Result<()> {
+        let node = &self.nodes[index];
+        let mut pod = pod_network::add_pod(node, &format!("myweb-{number}"))?;
+        pod.start_echo(ECHO_PORT)?;
+        self.plane.register_pod(node, &pod, "myweb", ECHO_PORT)?;
+        self.pods.push((index, pod));
+        Ok(())
+    }
+
+    /// A node joins while everything runs, and a pod on it is reached at once.
+    fn add_a_node(&mut self) -> Result<()> {
+        let node = self.cluster.add_node()?;
+        self.show.step(&format!("{} joins, and gets a pod", node.name()));
+        let mut agent = start_agent(&self.plane, &node)?;
+        wait_agent(&self.plane, &mut agent, &node)?;
+        self.nodes.push(node);
+        self.agents.push(agent);
+        self.add_pod(4, 2)?;
+        self.wait_backends()?;
+        let first = &self.nodes[0];
+        wait_for("the ways to all nodes", PROPAGATION, || {
+            let list = agent::beeline_json(first, &["node", "list"])?;
+            let ways = list["nodes"].as_array().map_or(0, |nodes| {
+                nodes.iter().filter(|node| node["path"] == "ok").count()
+            });
+            // two families of two nodes
+            Ok((ways == 4).then_some(()))
+        })?;
+        let list = process::output(agent::beeline(first, &["node", "list"])?)?;
+        self.show
+            .output(&format!("{} $ beeline node list", first.name()), &list);
+        let report = Load::ask(self.client.place(), self.service, Mode::Http, REQUESTS)?;
+        self.show.spread("pod client on node-1", &report);
+        ensure!(
+            report.ok == REQUESTS && report.replies.contains_key("myweb-4"),
+            "the new node's pod should answer, too: {report:?}"
+        );
         Ok(())
     }
 
@@ -262,7 +300,8 @@ impl<'a> Demo<'a> {
 
     /// A pod goes, as with `kubectl delete pod` and a kubelet: no request may fail.
     fn remove_a_pod(&mut self) -> Result<()> {
-        let (index, mut gone) = self.pods.pop().context("no pod to remove")?;
+        // each node has one then: of a node that dies less than half of all goes
+        let (index, mut gone) = self.pods.remove(2);
         self.show.step(&format!(
             "removing {} under 200 requests per second from each client",
             gone.name()
@@ -401,6 +440,18 @@ impl<'a> Demo<'a> {
         }
         Ok(())
     }
+}
+
+/// An agent that makes its node's pod network, too.
+fn start_agent(plane: &ControlPlane, node: &Node) -> Result<Agent> {
+    plane.register_node(node)?;
+    let options = pod_network::options(plane, node, pod_network::NET_CONF)?;
+    Agent::start(node, &options.flag("--path-probe-interval", 1))
+}
+
+fn wait_agent(plane: &ControlPlane, agent: &mut Agent, node: &Node) -> Result<()> {
+    agent.wait_synced(node)?;
+    pod_network::wait_ready(plane, node, agent)
 }
 
 /// All failed, each at once with ECONNREFUSED.

@@ -84,7 +84,7 @@ impl Demo<'_> {
 
     /// A node loses its network without a word: nothing tells the others.
     pub(crate) fn lose_a_node(&self) -> Result<()> {
-        let [first, second] = &self.nodes;
+        let (first, second) = (&self.nodes[0], &self.nodes[1]);
         self.show.step(&format!(
             "{} loses its network without a word, under 200 requests per second",
             second.name()
@@ -121,7 +121,7 @@ impl Demo<'_> {
             );
         }
         self.cluster.plug_in(second)?;
-        wait_for("both pods to answer again", PROPAGATION, || {
+        wait_for("all pods to answer again", PROPAGATION, || {
             let report = Load::ask(self.client.place(), self.service, question, 40)?;
             Ok((report.failed == 0 && report.replies.len() == self.pods.len()).then_some(()))
         })?;
