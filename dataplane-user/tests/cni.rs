@@ -5,6 +5,7 @@
 mod lan;
 
 use std::collections::BTreeSet;
+use std::io::Write as _;
 use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -403,6 +404,72 @@ fn what_runtimes_forget_is_found() {
     for i in 0..4 {
         node.del(&format!("s{i}"));
     }
+}
+
+/// A file system of 64 pages, unmounted on drop.
+struct SmallDisk(PathBuf);
+
+impl SmallDisk {
+    fn mount(dir: PathBuf) -> Self {
+        std::fs::create_dir_all(&dir).unwrap();
+        let flags = nix::mount::MsFlags::empty();
+        nix::mount::mount(Some("tmpfs"), &dir, Some("tmpfs"), flags, Some("nr_blocks=64")).unwrap();
+        Self(dir)
+    }
+
+    /// Leaves no room.
+    fn fill(&self) {
+        let mut file = std::fs::File::create(self.0.join("ballast")).unwrap();
+        let full = std::iter::repeat_with(|| file.write_all(&[7; 4096])).find_map(Result::err);
+        assert_eq!(full.unwrap().kind(), std::io::ErrorKind::StorageFull);
+    }
+
+    fn empty(&self) {
+        std::fs::remove_file(self.0.join("ballast")).unwrap();
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _gone = nix::mount::umount2(&self.0, nix::mount::MntFlags::MNT_DETACH);
+    }
+}
+
+#[test]
+fn a_full_disk_is_named_and_nothing_is_lost() {
+    let lan = Lan::new();
+    let mut node = Node::new(&lan, 1);
+    node.stop();
+    let disk = SmallDisk::mount(node.dir.path().join("state"));
+    node.restart();
+    let pods = ["kept", "more", "gone"].map(Netns::new);
+    let kept = node.add("kept", &pods[0]).unwrap();
+    let gone = node.add("gone", &pods[2]).unwrap();
+    disk.fill();
+    let error = node.add("more", &pods[1]).unwrap_err().to_string();
+    assert!(error.to_lowercase().contains("no space left"), "{error}");
+    assert_eq!((node.devices().len(), node.files().len()), (2, 2));
+    // a runtime takes back what has failed, and others must be able to go
+    for id in ["more", "gone"] {
+        node.del(id);
+    }
+    assert_eq!((node.devices().len(), node.files().len()), (1, 1));
+    node.restart();
+    for ip in ips(&kept) {
+        assert!(node.host.pings(&ip), "{ip}");
+    }
+    disk.empty();
+    let more = node.add("more", &pods[1]).unwrap();
+    assert!(
+        ips(&more)
+            .iter()
+            .all(|ip| !ips(&kept).contains(ip) && !ips(&gone).contains(ip))
+    );
+    for id in ["more", "kept"] {
+        node.del(id);
+    }
+    node.assert_empty("at the end");
+    node.stop();
 }
 
 #[test]

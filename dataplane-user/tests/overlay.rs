@@ -221,21 +221,9 @@ impl Cluster {
                 host.ip(&format!(
                     "neighbour replace {subnet} lladdr {mac} dev {device} nud permanent"
                 ));
-                lan::run(
-                    "bridge",
-                    &[
-                        "-n",
-                        &host.name,
-                        "fdb",
-                        "replace",
-                        &mac,
-                        "dev",
-                        device,
-                        "dst",
-                        &public,
-                        "self",
-                        "permanent",
-                    ],
+                bridge(
+                    host,
+                    &format!("fdb replace {mac} dev {device} dst {public} self permanent"),
                 );
                 host.ip(&format!(
                     "route replace {subnet}/{net} via {subnet} dev {device} onlink"
@@ -281,6 +269,13 @@ fn flannel_annotations(vxlan: bool) -> BTreeMap<String, String> {
     .into_iter()
     .map(|(key, value)| (format!("flannel.alpha.coreos.com/{key}"), value))
     .collect()
+}
+
+/// Runs `bridge` on a host with these words.
+fn bridge(host: &Netns, words: &str) {
+    let mut all = vec!["-n", host.name.as_str()];
+    all.extend(words.split(' '));
+    lan::run("bridge", &all);
 }
 
 /// Sends a megabyte through TCP from one pod to another and sees whose address arrives.
@@ -408,11 +403,7 @@ fn what_others_break_is_repaired_within_two_seconds() {
             .unwrap()
             .to_owned()
     };
-    let bridge = |words: &str| {
-        let mut all = vec!["-n", host.name.as_str()];
-        all.extend(words.split(' '));
-        lan::run("bridge", &all);
-    };
+    let bridge = |words: &str| bridge(host, words);
     let state = || {
         [
             table(
@@ -609,21 +600,10 @@ fn a_start_reuses_what_is_there_and_sweeps_what_is_stale() {
         host.ip(&format!(
             "neighbour add 10.244.{n}.0 lladdr {mac} dev flannel.1 nud permanent"
         ));
-        let dst = format!("192.168.77.{n}");
-        let words = [
-            "-n",
-            &host.name,
-            "fdb",
-            "add",
-            mac,
-            "dev",
-            "flannel.1",
-            "dst",
-            &dst,
-            "self",
-            "permanent",
-        ];
-        lan::run("bridge", &words);
+        bridge(
+            &host,
+            &format!("fdb add {mac} dev flannel.1 dst 192.168.77.{n} self permanent"),
+        );
         host.ip(&format!(
             "route add 10.244.{n}.0/24 via 10.244.{n}.0 dev flannel.1 onlink"
         ));

@@ -33,6 +33,8 @@ pub struct AgentOptions {
     pub source: Source,
     /// Further flags.
     pub flags: Vec<String>,
+    /// A program that starts the agent, with its arguments; none: directly.
+    pub starter: Vec<String>,
 }
 
 impl AgentOptions {
@@ -42,6 +44,7 @@ impl AgentOptions {
         Self {
             source: Source::Dir(dir.into()),
             flags: Vec::new(),
+            starter: Vec::new(),
         }
     }
 
@@ -51,6 +54,7 @@ impl AgentOptions {
         Self {
             source: Source::Kubeconfig(file.into()),
             flags: Vec::new(),
+            starter: Vec::new(),
         }
     }
 
@@ -75,7 +79,15 @@ impl Agent {
     /// # Errors
     /// When it cannot be started.
     pub fn start(node: &Node, options: &AgentOptions) -> Result<Self> {
-        let mut command = node.host().command(program("beeline")?)?;
+        let beeline = program("beeline")?;
+        let mut command = match options.starter.split_first() {
+            Some((starter, args)) => {
+                let mut command = node.host().command(starter)?;
+                command.args(args).arg(beeline);
+                command
+            }
+            None => node.host().command(beeline)?,
+        };
         command.args(["agent", "--node-name", node.name()]);
         match &options.source {
             Source::Dir(dir) => command.arg("--dir").arg(dir),

@@ -88,18 +88,9 @@ impl<'a> Flannel<'a> {
                 self.ip(&[format!(
                     "neighbour replace {subnet} lladdr {mac} dev {device} nud permanent"
                 )]);
-                let fdb = [
-                    "fdb",
-                    "replace",
-                    &mac,
-                    "dev",
-                    device,
-                    "dst",
-                    &public,
-                    "self",
-                    "permanent",
-                ];
-                self.node.host().output("bridge", &fdb).unwrap();
+                let fdb = format!("fdb replace {mac} dev {device} dst {public} self permanent");
+                let words: Vec<&str> = fdb.split(' ').collect();
+                self.node.host().output("bridge", &words).unwrap();
                 self.ip(&[format!("route replace {net} via {subnet} dev {device} onlink")]);
             }
         }

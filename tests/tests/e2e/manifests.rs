@@ -7,10 +7,11 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use beeline_tests::pod_network::wait_ready;
 use beeline_tests::{Agent, Cluster, ControlPlane, Source, process, program, wait_for};
 use serde_json::{Value, json};
 
-use crate::pod_network::{CniPod, NET_CONF, options, wait_ready};
+use crate::pod_network::{CniPod, NET_CONF, SERVICE, options, service};
 
 const ALL: [&str; 3] = ["services", "full", "flannel-migration"];
 
@@ -175,7 +176,7 @@ fn an_agent_needs_no_more_rights_than_its_role_gives() {
     let mut options = options(&plane, &node, NET_CONF).flag("--cni-conf-file", conflist.display());
     options.source = Source::Kubeconfig(kubeconfig);
     let mut agent = Agent::start_synced(&node, &options).unwrap();
-    wait_ready(&plane, &node, &mut agent);
+    wait_ready(&plane, &node, &mut agent).unwrap();
     wait_for("the runtime's configuration", Duration::from_secs(5), || {
         Ok(conflist.exists().then_some(()))
     })
@@ -209,4 +210,64 @@ fn an_agent_needs_no_more_rights_than_its_role_gives() {
         .unwrap();
     assert_eq!(events["apiGroups"], json!(["", "events.k8s.io"]));
     assert_eq!(events["verbs"], json!(["create", "patch"]));
+}
+
+/// The container's capabilities as `setpriv` has them: root has these and no others.
+fn only(capabilities: &Value) -> Vec<String> {
+    assert_eq!(capabilities["drop"], json!(["ALL"]));
+    let added = items(capabilities, "add");
+    let added = added
+        .iter()
+        .map(|name| format!(",+{}", name.as_str().unwrap().to_lowercase()));
+    let set = format!("-all{}", added.collect::<String>());
+    [
+        "setpriv",
+        "--bounding-set",
+        &set,
+        "--inh-caps",
+        "-all",
+        "--ambient-caps",
+        "-all",
+        "--",
+    ]
+    .map(str::to_owned)
+    .into()
+}
+
+#[test]
+fn an_agent_works_with_the_capabilities_of_its_container() {
+    let cluster = Cluster::new().unwrap();
+    let plane = ControlPlane::start(&cluster).unwrap();
+    let nodes = [cluster.add_node().unwrap(), cluster.add_node().unwrap()];
+    let objects = render("services");
+    let set = of_kind(&objects, "DaemonSet");
+    let container = &set["spec"]["template"]["spec"]["containers"][0];
+    let mut agents = Vec::new();
+    for node in &nodes {
+        plane.register_node(node).unwrap();
+        let mut options = options(&plane, node, NET_CONF);
+        options.starter = only(&container["securityContext"]["capabilities"]);
+        let mut agent = Agent::start_synced(node, &options).unwrap();
+        wait_ready(&plane, node, &mut agent).unwrap();
+        let status = fs::read_to_string(format!("/proc/{}/status", agent.process.pid())).unwrap();
+        let effective = status
+            .lines()
+            .find_map(|line| line.strip_prefix("CapEff:"))
+            .unwrap();
+        let effective = u64::from_str_radix(effective.trim(), 16).unwrap();
+        let added = items(&container["securityContext"]["capabilities"], "add").len();
+        // this machine may itself have fewer
+        assert!(effective.count_ones() as usize <= added, "{effective:x}");
+        agents.push(agent);
+    }
+    let mut web = CniPod::new(&nodes[0], "web");
+    web.echo();
+    let client = CniPod::new(&nodes[1], "client");
+    plane
+        .kubectl_stdin(&["apply"], &service(&web.v4, &nodes[0]))
+        .unwrap();
+    wait_for("the ClusterIP over the overlay", Duration::from_secs(20), || {
+        Ok(client.get(&format!("http://{SERVICE}/")))
+    })
+    .unwrap();
 }
