@@ -147,6 +147,27 @@ async fn users_have_the_rights_of_their_roles() {
         answer["message"],
         "pods is forbidden: User \"ann\" cannot list resource \"pods\" in API group \"\" in the namespace \"a\""
     );
+    // What is not served is not told apart by those who may not see it.
+    let unserved = "/apis/batch/v1/namespaces/a/jobs/j";
+    let (code, answer) = call(&ann, "DELETE", unserved, &Value::Null).await;
+    assert_eq!(code, 403);
+    assert_eq!(
+        answer["message"],
+        "jobs.batch \"j\" is forbidden: User \"ann\" cannot delete resource \"jobs\" in API group \"batch\" in the namespace \"a\""
+    );
+    let rbac = "/apis/rbac.authorization.k8s.io/v1";
+    let everything = json!({"metadata": {"name": "jobs"}, "rules": [{"apiGroups": ["batch"], "resources": ["*"], "verbs": ["*"]}]});
+    ok(&admin, "POST", &format!("{rbac}/clusterroles"), &everything).await;
+    let eve = as_user(&server, "eve", None).await;
+    let group = json!({
+        "metadata": {"name": "eve"},
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "jobs"},
+        "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": "eve"}],
+    });
+    ok(&admin, "POST", &format!("{rbac}/clusterrolebindings"), &group).await;
+    for client in [&admin, &eve] {
+        assert_eq!(get(client, unserved).await, 404);
+    }
     let roles = "/apis/rbac.authorization.k8s.io/v1/namespaces/a";
     let bind = |role: &str, subject: Value| {
         json!({

@@ -39,20 +39,24 @@ async fn bob(server: &Server) -> kube::Client {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn who_asks_too_much_at_a_time_is_told_to_wait() {
-    let server = Server::start_with(|config| config.max_requests_inflight = 1).await;
+    let server = Server::start_with(|config| {
+        config.max_requests_inflight = 1;
+        config.max_user_requests_per_second = 0;
+    })
+    .await;
     let (bob, admin) = (bob(&server).await, server.client().await);
     // Waits for a revision that does not come, and holds the only place meanwhile.
     let waiting = tokio::spawn({
         let bob = bob.clone();
         async move {
-            call(
-                &bob,
-                "GET",
-                &format!("{MAPS}?resourceVersion=99999999"),
-                &Value::Null,
-            )
-            .await
-            .0
+            let path = format!("{MAPS}?resourceVersion=99999999");
+            loop {
+                // Not before it has the place, which the others below may have for a moment.
+                let (code, _) = call(&bob, "GET", &path, &Value::Null).await;
+                if code != 429 {
+                    return code;
+                }
+            }
         }
     });
     let refused = async {

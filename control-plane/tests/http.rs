@@ -357,3 +357,80 @@ async fn watches_end_with_a_bookmark_and_with_the_server() {
     );
     assert!(watching.next().await.is_none());
 }
+
+#[tokio::test]
+async fn replicas_are_applied_through_the_scale() {
+    let server = Server::start().await;
+    let client = server.client().await;
+    let path = "/apis/apps/v1/namespaces/default/deployments";
+    let template =
+        json!({"metadata": {"labels": {"app": "a"}}, "spec": {"containers": [{"name": "c", "image": "i"}]}});
+    let spec = json!({"replicas": 1, "selector": {"matchLabels": {"app": "a"}}, "template": template});
+    let object = json!({"metadata": {"name": "web"}, "spec": spec}).to_string();
+    let created = format!("{path}?fieldManager=maker");
+    assert_eq!(ask(&client, "POST", &created, &[], &object).await.status(), 201);
+    let apply = async |manager: &str, scale: &str| {
+        let path = format!("{path}/web/scale?{manager}");
+        let answer = ask(
+            &client,
+            "PATCH",
+            &path,
+            &[("content-type", "application/apply-patch+yaml")],
+            scale,
+        )
+        .await;
+        (answer.status().as_u16(), body(&answer))
+    };
+    let scale = "apiVersion: autoscaling/v1\nkind: Scale\nspec: {replicas: 4}\n";
+    let (code, answer) = apply("fieldManager=scaler", scale).await;
+    assert_eq!(code, 409, "{answer}");
+    let text = answer["message"].as_str().unwrap();
+    assert!(
+        text.contains("conflict with \"maker\"") && text.contains(".spec.replicas"),
+        "{text}"
+    );
+    let (code, answer) = apply("fieldManager=scaler&force=true", scale).await;
+    assert_eq!(
+        (code, &answer["kind"], &answer["spec"]["replicas"]),
+        (200, &json!("Scale"), &json!(4))
+    );
+    let web = body(&ask(&client, "GET", &format!("{path}/web"), &[], "").await);
+    assert_eq!(web["spec"]["replicas"], 4);
+    let entries = web["metadata"]["managedFields"].as_array().unwrap();
+    let mine = entries.iter().find(|entry| entry["manager"] == "scaler").unwrap();
+    assert_eq!(
+        (&mine["operation"], &mine["subresource"]),
+        (&json!("Apply"), &json!("scale"))
+    );
+    assert_eq!(mine["fieldsV1"], json!({"f:spec": {"f:replicas": {}}}));
+    for (manager, bad, wanted) in [
+        ("", scale, 422),
+        (
+            "fieldManager=scaler",
+            "apiVersion: apps/v1\nkind: Deployment\n",
+            400,
+        ),
+        (
+            "fieldManager=scaler",
+            "apiVersion: autoscaling/v1\nkind: Scale\nspec: {replicas: -1}\n",
+            422,
+        ),
+        (
+            "fieldManager=scaler",
+            "apiVersion: autoscaling/v1\nkind: Scale\nmetadata: {name: other}\nspec: {replicas: 2}\n",
+            400,
+        ),
+        (
+            "fieldManager=scaler",
+            "apiVersion: autoscaling/v1\nkind: Scale\nmetadata: {resourceVersion: '1'}\nspec: {replicas: 2}\n",
+            409,
+        ),
+        ("fieldManager=scaler", "{", 400),
+    ] {
+        let (code, answer) = apply(manager, bad).await;
+        assert_eq!(code, wanted, "{bad}: {answer}");
+    }
+    let web = body(&ask(&client, "GET", &format!("{path}/web"), &[], "").await);
+    assert_eq!(web["spec"]["replicas"], 4);
+    server.stop().await;
+}

@@ -103,11 +103,60 @@ impl Ask {
                 },
             },
             Route::Review(kind) => review(kind.group(), kind.plural()),
+            Route::Unknown => Self::of_unknown(method, params, path).unwrap_or_else(|| Self::Path {
+                verb: lower(),
+                path: path.to_owned(),
+            }),
             _ => Self::Path {
                 verb: lower(),
                 path: path.to_owned(),
             },
         }
+    }
+}
+
+impl Ask {
+    /// What a path asks for that looks like an object's, of a kind that is not served (kube-apiserver `RequestInfoFactory`):
+    /// who may see everything is told that there is no such thing, and who may not, that it may not.
+    fn of_unknown(method: &Method, params: &Params, path: &str) -> Option<Self> {
+        let segments: Vec<&str> = path.split('/').filter(|segment| !segment.is_empty()).collect();
+        let (group, rest) = match segments.as_slice() {
+            ["api", _, rest @ ..] => ("", rest),
+            ["apis", group, _, rest @ ..] => (*group, rest),
+            _ => return None,
+        };
+        let (namespace, rest) = match rest {
+            ["namespaces", namespace, rest @ ..] if !rest.is_empty() => (*namespace, rest),
+            rest => ("", rest),
+        };
+        let (plural, name, sub) = match rest {
+            [] => return None,
+            [plural] => (*plural, "", ""),
+            [plural, name] => (*plural, *name, ""),
+            [plural, name, sub, ..] => (*plural, *name, *sub),
+        };
+        let verb = match (method.as_str(), name.is_empty()) {
+            ("GET" | "HEAD", _) if params.flag("watch") => "watch",
+            ("GET" | "HEAD", true) => "list",
+            ("GET" | "HEAD", false) => "get",
+            ("POST", _) => "create",
+            ("PUT", _) => "update",
+            ("PATCH", _) => "patch",
+            ("DELETE", true) => "deletecollection",
+            ("DELETE", false) => "delete",
+            _ => return None,
+        };
+        Some(Self::Resource {
+            verb: verb.to_owned(),
+            group: group.to_owned(),
+            resource: if sub.is_empty() {
+                plural.to_owned()
+            } else {
+                format!("{plural}/{sub}")
+            },
+            namespace: namespace.to_owned(),
+            name: name.to_owned(),
+        })
     }
 }
 

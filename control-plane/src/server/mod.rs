@@ -179,10 +179,10 @@ impl Api {
     /// Answers one request. `user` is who the client's certificate says it is.
     pub async fn handle<B>(self: &Arc<Self>, user: Option<&Identity>, request: Request<B>) -> Response<Body>
     where
-        B: hyper::body::Body<Data = Bytes>,
+        B: hyper::body::Body<Data = Bytes> + Unpin,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
-        let (head, body) = request.into_parts();
+        let (head, mut body) = request.into_parts();
         let route = route::parse(head.uri.path());
         let params = Params::parse(head.uri.query());
         if let Some(answer) = public(&route, &head.method, &params) {
@@ -192,7 +192,7 @@ impl Api {
         let record = self.doors.audit.as_ref().map(|_| Record::new(&head, &ask));
         let (user, answer) = match self.identify(user, &head.headers).await {
             Ok(user) => {
-                let answer = self.serve(&user, &ask, &head, params, route, body).await;
+                let answer = self.serve(&user, &ask, &head, params, route, &mut body).await;
                 (Some(user), answer)
             }
             Err(error) => (None, Err(error)),
@@ -204,6 +204,9 @@ impl Api {
             }
             response::error(&error)
         });
+        if answer.status().is_client_error() && !head.headers.contains_key(http::header::EXPECT) {
+            request::drain(&mut body).await;
+        }
         if let (Some(audit), Some(record)) = (&self.doors.audit, &record) {
             audit
                 .record(record, user.as_ref(), answer.status().as_u16())

@@ -14,6 +14,9 @@ use crate::table::IncludeObject;
 
 /// The largest request body, as kube-apiserver has it.
 const MAX_BODY: usize = 3 * 1024 * 1024;
+/// How much of a body that is not wanted is read, and how long.
+const DRAINED: usize = 2 * MAX_BODY;
+const DRAIN_TIME: Duration = Duration::from_secs(2);
 /// A client that has not sent its body by then is not waited for any longer, as kube-apiserver ends requests.
 const BODY_TIME: Duration = Duration::from_secs(60);
 
@@ -223,6 +226,25 @@ where
         Err(error) if error.is::<LengthLimitError>() => Err(ApiError::too_large(MAX_BODY)),
         Err(error) => Err(ApiError::bad_request(format!("read the request's body: {error}"))),
     }
+}
+
+/// Reads what is left of a refused request's body, within bounds: a client that is still sending would find the connection
+/// closed before it has read why.
+pub(super) async fn drain<B>(body: &mut B)
+where
+    B: hyper::body::Body<Data = Bytes> + Unpin,
+{
+    let rest = async {
+        let mut left = DRAINED;
+        while let Some(Ok(frame)) = body.frame().await {
+            left = left.saturating_sub(frame.data_ref().map_or(0, Bytes::len));
+            if left == 0 {
+                return;
+            }
+        }
+    };
+    // Whoever takes longer sees the connection closed.
+    let _in_time = tokio::time::timeout(DRAIN_TIME, rest).await;
 }
 
 /// The media type of the body without parameters; JSON if the client does not say.

@@ -13,7 +13,7 @@ use crate::resource::ResourceInfo;
 use crate::selector::selector_text;
 
 /// The `autoscaling/v1` Scale of an object.
-fn scale_of(r: &ResourceInfo, object: &Value) -> Value {
+pub(super) fn scale_of(r: &ResourceInfo, object: &Value) -> Value {
     let metadata = &object["metadata"];
     let selector = if r.is("", "ReplicationController") {
         selector_text(&json!({"matchLabels": object["spec"]["selector"]}))
@@ -37,7 +37,7 @@ fn scale_of(r: &ResourceInfo, object: &Value) -> Value {
 }
 
 /// Takes the wanted number from a Scale.
-fn apply(r: &ResourceInfo, old: &Value, scale: &Value) -> Result<Value, ApiError> {
+pub(super) fn apply(r: &ResourceInfo, old: &Value, scale: &Value) -> Result<Value, ApiError> {
     let name = old["metadata"]["name"].as_str().unwrap_or_default();
     let given = &scale["metadata"];
     if given["name"]
@@ -118,6 +118,9 @@ impl Api {
         body: &[u8],
     ) -> Result<Response<Body>, ApiError> {
         let content_type = request::content_type(parts.headers);
+        if content_type == patch::APPLY_PATCH {
+            return self.apply_scale(parts, target, name, body).await;
+        }
         let r = target.resource;
         let scale = ResourceInfo {
             schema: "io.k8s.api.autoscaling.v1.Scale",
