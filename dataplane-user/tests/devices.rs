@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use common::Place;
 use common::net::Netns;
-use dataplane_common::abi::{Device, device_flag};
+use dataplane_common::abi::{BePort, Device, device_flag};
 use dataplane_user::agent::node::Ranges;
 use dataplane_user::devices::{DetectLocal, Devices, Settings, Wanted, release_ports};
 use dataplane_user::kernel::{Kernel, cleanup};
@@ -93,8 +93,8 @@ fn device(v4: &str, v6: &str, header: u32) -> Device {
     Device {
         v4: addr(v4),
         v6: addr(v6),
-        flags: 0,
         header,
+        ..Device::default()
     }
 }
 
@@ -123,10 +123,15 @@ async fn devices_are_followed() {
     served(&kernel, "a tunnel that is down", &[(wan, uplink)].into()).await;
     node.ip("link set vx up");
     let vx = scene.index("vx");
+    let beside_tunnel = |row| Device {
+        tunnel: BePort::from_host(4789),
+        ..row
+    };
+    let wan_row = (wan, beside_tunnel(uplink));
     served(
         &kernel,
         "a tunnel without an address",
-        &[(wan, uplink), (vx, uplink)].into(),
+        &[wan_row, (vx, beside_tunnel(uplink))].into(),
     )
     .await;
     node.ip("addr add 10.244.1.0/32 dev vx");
@@ -134,7 +139,7 @@ async fn devices_are_followed() {
     served(
         &kernel,
         "an address of a tunnel",
-        &[(wan, uplink), (vx, own)].into(),
+        &[wan_row, (vx, beside_tunnel(own))].into(),
     )
     .await;
     node.ip("link del vx");

@@ -82,7 +82,7 @@ fn serve(
     table: &mut DeviceTable,
     index: u32,
     (v4, v6): (&str, &str),
-    flags: u32,
+    flags: u16,
     hook: Option<Hook>,
 ) {
     let row = Device {
@@ -90,6 +90,7 @@ fn serve(
         v6: ip(v6).into(),
         flags,
         header: 14,
+        ..Device::default()
     };
     table.put(index, &row).unwrap();
     let used = plane.kernel.nic().attach(index, hook).unwrap();

@@ -1,6 +1,6 @@
 use core::mem::offset_of;
 
-use super::Addr;
+use super::{Addr, BePort};
 
 /// Flags of the node's configuration.
 pub mod config_flag {
@@ -82,7 +82,9 @@ pub struct Device {
     /// IPv6 address; all zero if there is none.
     pub v6: Addr,
     /// See [`device_flag`].
-    pub flags: u32,
+    pub flags: u16,
+    /// UDP port at which a tunnel of the node's own (VXLAN) takes what comes to the device's address; 0 if there is none.
+    pub tunnel: BePort,
     /// Length of the link-layer header in bytes: 14, or 0 for devices without one.
     pub header: u32,
 }
@@ -91,9 +93,9 @@ pub struct Device {
 pub mod device_flag {
     /// The node's end of the device of a pod or another workload: it has the pod programs, and what comes in by it is from
     /// this node.
-    pub const POD: u32 = 1 << 0;
+    pub const POD: u16 = 1 << 0;
     /// Of what comes in by a pod's device, only sources within `NodeConfig::pod_ranges` are pods; without it all are.
-    pub const BY_SOURCE: u32 = 1 << 1;
+    pub const BY_SOURCE: u16 = 1 << 1;
 }
 
 /// Key of the trie `MASQUERADE`. In a trie the first word is the prefix length, of the (IPv4-mapped) address behind it.
@@ -124,5 +126,6 @@ pub mod masquerade {
 const _: () = {
     assert!(size_of::<Device>() == 40 && align_of::<Device>() == 4);
     assert!(offset_of!(Device, v4) == 0 && offset_of!(Device, v6) == 16);
-    assert!(offset_of!(Device, flags) == 32 && offset_of!(Device, header) == 36);
+    assert!(offset_of!(Device, flags) == 32 && offset_of!(Device, tunnel) == 34);
+    assert!(offset_of!(Device, header) == 36);
 };

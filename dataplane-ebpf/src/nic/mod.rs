@@ -34,9 +34,9 @@ use crate::maps::{CONFIG, CONNTRACK, DEVICES, FRAGMENTS, NAT, count};
 use crate::pod;
 
 /// Verdict: on to the next program, and then to the stack.
-const PASS: i32 = -1;
+pub(crate) const PASS: i32 = -1;
 /// Verdict: drop the packet.
-const DROP: i32 = 2;
+pub(crate) const DROP: i32 = 2;
 
 /// What a program works on: more than the stack of 512 bytes would hold. Nothing of one packet is used for another.
 #[repr(C)]
@@ -326,7 +326,7 @@ fn outgoing<const POD: bool>(skb: *mut __sk_buff) -> i32 {
             }
             return translate(skb, scratch, Side::Source, Counter::PacketReverse);
         }
-        if POD || !pods::leave(scratch) {
+        if POD || !pods::leave(scratch, device) {
             return PASS;
         }
     }

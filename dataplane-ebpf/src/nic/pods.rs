@@ -2,7 +2,7 @@
 
 use aya_ebpf::bindings::BPF_NOEXIST;
 use aya_ebpf::btf_maps::lpm_trie::Key;
-use dataplane_common::abi::{Addr, flow_role, masquerade, protocol};
+use dataplane_common::abi::{Addr, Device, flow_role, masquerade, protocol};
 use dataplane_common::packet::head_flag;
 
 use super::flow::{opens, set_answer_key, set_entry, set_key};
@@ -21,9 +21,14 @@ pub(crate) fn class(addr: &Addr) -> u32 {
 
 /// True if a packet's source is [`super::masquerade::source`]'s to choose, which may leave it as it is.
 #[inline(always)]
-pub(super) fn leave(scratch: &mut Scratch) -> bool {
+pub(super) fn leave(scratch: &mut Scratch, device: &Device) -> bool {
     let head = &scratch.head;
-    if class(&head.src) & masquerade::SOURCE == 0 || class(&head.dst) != 0 {
+    // most of what leaves is the node's own, or goes to another pod
+    if head.src.same(&device.v4)
+        || head.src.same(&device.v6)
+        || class(&head.dst) != 0
+        || class(&head.src) & masquerade::SOURCE == 0
+    {
         return false;
     }
     if head.flags & head_flag::ECHO != 0 && head.src_port.to_be() == 0 {

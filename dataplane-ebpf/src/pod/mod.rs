@@ -9,15 +9,13 @@ mod limit;
 mod source;
 mod way;
 
-use dataplane_common::abi::{Addr, Counter, Device, NodeConfig, config_flag, masquerade, pod_flag};
+use dataplane_common::abi::{Addr, Counter, Device, NodeConfig, config_flag, masquerade, pod_flag, protocol};
 
 use self::header::Header;
 use crate::maps::{POD_DEVICES, PODS, count};
-use crate::nic::masquerade_class;
 use crate::nic::skb::Skb;
+use crate::nic::{DROP, PASS, masquerade_class};
 
-/// Verdict: drop the packet.
-const DROP: i32 = 2;
 /// The only link-layer header that is known here.
 const ETHERNET: u32 = 14;
 
@@ -51,6 +49,9 @@ pub(crate) fn ingress<const POD: bool>(skb: Skb, device: &Device, config: *const
         }
         short = row.flags & pod_flag::SHORT != 0;
     }
+    if own.is_none() && into_tunnel(skb, &header, device) {
+        return Some(PASS);
+    }
     // SAFETY: from a successful lookup; an aligned word.
     let flags = unsafe { (&raw const (*config).flags).read_volatile() };
     if !short || flags & FOREIGN != 0 {
@@ -77,6 +78,18 @@ pub(crate) fn ingress<const POD: bool>(skb: Skb, device: &Device, config: *const
         });
     }
     verdict
+}
+
+/// The packet is for the node's own tunnel: what it carries comes in again by the tunnel's device, and is looked at there.
+#[inline(always)]
+fn into_tunnel(skb: Skb, header: &Header, device: &Device) -> bool {
+    let own = if header.v6 { &device.v6 } else { &device.v4 };
+    header.protocol == protocol::UDP
+        && device.tunnel.to_be() != 0
+        && header.l4 != 0
+        && header.first
+        && header.dst.same(own)
+        && skb.half(header.l4 + 2) == Some(device.tunnel.to_be())
 }
 
 /// A packet is for the pod of this device. True unless that gets more than it may.

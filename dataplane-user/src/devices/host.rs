@@ -8,7 +8,7 @@ use rtnetlink::packet_core::NetlinkPayload;
 use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags, AddressMessage, AddressScope};
 use rtnetlink::packet_route::link::{
-    InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage,
+    InfoData, InfoKind, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage,
 };
 use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteType};
 use rtnetlink::{MulticastGroup, RouteMessageBuilder};
@@ -97,11 +97,22 @@ fn link(message: &LinkMessage) -> Link {
                     _ => None,
                 });
                 out.kind = kind.unwrap_or_default();
+                out.port = infos.iter().find_map(vxlan_port).unwrap_or_default();
             }
             _ => {}
         }
     }
     out
+}
+
+fn vxlan_port(info: &LinkInfo) -> Option<u16> {
+    let LinkInfo::Data(InfoData::Vxlan(data)) = info else {
+        return None;
+    };
+    data.iter().find_map(|info| match info {
+        InfoVxlan::Port(port) => Some(*port),
+        _ => None,
+    })
 }
 
 fn address(message: &AddressMessage) -> Option<LinkAddress> {

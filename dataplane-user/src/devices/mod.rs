@@ -62,7 +62,7 @@ pub struct Devices {
     programs: NicPrograms,
     table: DeviceTable,
     /// Index, and name and flags when it was attached.
-    attached: BTreeMap<u32, (String, u32)>,
+    attached: BTreeMap<u32, (String, u16)>,
     requests: (mpsc::UnboundedSender<Request>, mpsc::UnboundedReceiver<Request>),
 }
 

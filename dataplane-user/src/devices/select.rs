@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use dataplane_common::abi::{Addr, Device, device_flag};
+use dataplane_common::abi::{Addr, BePort, Device, device_flag};
 use ipnet::IpNet;
 
 use crate::cni::store::is_device as is_own_device;
@@ -79,6 +79,8 @@ pub(super) struct Link {
     pub(super) bridge: Option<u32>,
     /// Its other end is in another network namespace.
     pub(super) away: bool,
+    /// VXLAN: the UDP port at which it takes packets; 0 for other kinds.
+    pub(super) port: u16,
 }
 
 /// An address of a device.
@@ -157,7 +159,7 @@ impl<'a> Pods<'a> {
     }
 
     /// Flags of the device; 0 if it is no pod's.
-    fn flags(&self, index: u32, link: &Link) -> u32 {
+    fn flags(&self, index: u32, link: &Link) -> u16 {
         if matches!(&*link.kind, "bridge" | "vlan" | "bond") || TUNNELS.contains(&&*link.kind) {
             return 0;
         }
@@ -222,6 +224,9 @@ pub(super) fn select(
     let pods = Pods::new(seen, local, node_ranges);
     let links = || seen.links.iter().filter(|(_, link)| !link.loopback);
     let known = links().any(|(index, _)| uplink(*index));
+    // one that is down takes nothing
+    let tunnel = links().find(|(_, link)| link.up && link.port != 0);
+    let tunnel = BePort::from_host(tunnel.map_or(0, |(_, link)| link.port));
     let chosen = links().filter_map(|(index, link)| {
         let flags = if uplink(*index) {
             0
@@ -244,6 +249,7 @@ pub(super) fn select(
                 v4: seen.source(index, true, node),
                 v6: seen.source(index, false, node),
                 flags,
+                tunnel,
                 header: link.header,
             };
             (index, device)
@@ -357,6 +363,20 @@ mod tests {
         assert_eq!(of(&[])[0], row("10.0.0.9", "fd00::2", 14));
     }
 
+    #[test]
+    fn devices_know_the_port_of_the_nodes_tunnel() {
+        let ports = |seen: &Seen| -> BTreeSet<u16> {
+            let chosen = chosen(seen, &Wanted::Auto, &[]);
+            chosen.values().map(|device| device.tunnel.to_host()).collect()
+        };
+        let mut seen = host();
+        assert_eq!(ports(&seen), [0].into());
+        seen.links.get_mut(&5).unwrap().port = 8472;
+        assert_eq!(ports(&seen), [8472].into());
+        seen.links.get_mut(&5).unwrap().up = false;
+        assert_eq!(ports(&seen), [0].into());
+    }
+
     /// The host, and: a bridge `cni0` with two ports, a device of our own, one of a network with a device per pod, and a
     /// virtual machine.
     fn host_with_pods() -> Seen {
@@ -402,7 +422,7 @@ mod tests {
         });
         let mut seen = host_with_pods();
         seen.links.get_mut(&23).unwrap().name.clone_from(&own);
-        let pods = |local: DetectLocal, node: &str| -> Vec<(String, u32)> {
+        let pods = |local: DetectLocal, node: &str| -> Vec<(String, u16)> {
             let ranges: Vec<IpNet> = node
                 .split_terminator(',')
                 .map(|net| net.parse().unwrap())
@@ -412,7 +432,7 @@ mod tests {
             pods.map(|(index, device)| (seen.name(*index).to_owned(), device.flags))
                 .collect()
         };
-        let expect = |names: &[&str], flags: u32| -> Vec<(String, u32)> {
+        let expect = |names: &[&str], flags: u16| -> Vec<(String, u16)> {
             let flags_of = |name: &str| if name == own { device_flag::POD } else { flags };
             names
                 .iter()

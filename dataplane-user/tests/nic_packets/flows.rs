@@ -1,6 +1,6 @@
 //! Whole flows: there and back, through both programs.
 
-use dataplane_common::abi::{FlowKey, flow_role};
+use dataplane_common::abi::{FlowKey, device_flag, flow_role};
 use dataplane_model::Protocol;
 
 use crate::build::{ACK, FIN, Packet, RST, SYN, TCP};
@@ -362,4 +362,36 @@ fn a_device_without_an_address_masquerades_nothing() {
         (PASS, packet, vec![]),
         "not served at all"
     );
+}
+
+#[test]
+fn what_comes_to_the_nodes_tunnel_is_left_to_it() {
+    let mut scene = Scene::new();
+    let port = 30_000 + which::REMOTE as u16;
+    // device, port of the tunnel, what is sent; whether a service gets it
+    let rows = [
+        (0, 0, Protocol::Udp, true),
+        (0, port + 1, Protocol::Udp, true),
+        (0, port, Protocol::Udp, false),
+        (0, port, Protocol::Tcp, true),
+        (device_flag::POD, port, Protocol::Udp, true),
+    ];
+    for family in FAMILIES {
+        for (client, (flags, tunnel, protocol, served)) in rows.into_iter().enumerate() {
+            scene.serve_device(flags, tunnel);
+            let from = at(family.client, 40_000 + client as u16);
+            for to in [
+                at(family.node, port),
+                at(&format!("{}{}", family.external, which::REMOTE), 80),
+            ] {
+                let served = served || to != at(family.node, port);
+                let packet = of(protocol, &from, &to);
+                let bytes = packet.build();
+                let out = scene.ingress(&bytes);
+                let row = format!("{flags} {tunnel} {protocol:?} {to}");
+                assert_eq!(out.verdict, PASS, "{row}");
+                assert_eq!(out.bytes != bytes, served, "{row}: {:?}", out.counted);
+            }
+        }
+    }
 }

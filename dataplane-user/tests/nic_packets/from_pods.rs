@@ -7,7 +7,7 @@ use crate::build::Packet;
 use crate::flows::{frontends, there_and_back};
 use crate::scene::{BACK, DROP, FAMILIES, Family, MARK, PASS, PROTOCOLS, Scene, V4, V6, at, of, which};
 
-const BY_SOURCE: u32 = device_flag::POD | device_flag::BY_SOURCE;
+const BY_SOURCE: u16 = device_flag::POD | device_flag::BY_SOURCE;
 
 /// What it is, destination; verdict, destinations of which one is that afterwards (none: untouched), mark.
 type Row = (&'static str, String, i32, Vec<String>, u32);

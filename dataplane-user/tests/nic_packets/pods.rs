@@ -67,12 +67,13 @@ impl Pods {
         pods
     }
 
-    fn serve(&mut self, flags: u32) {
+    fn serve(&mut self, flags: u16) {
         let row = Device {
             v4: ip(V4.node).into(),
             v6: ip(V6.node).into(),
             flags,
             header: 14,
+            ..Device::default()
         };
         let mut devices = self.scene.plane.kernel.device_table().unwrap();
         devices.put(OWN, &row).unwrap();

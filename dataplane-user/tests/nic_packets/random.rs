@@ -108,7 +108,7 @@ fn noise(random: &mut StdRng) -> Vec<u8> {
     bytes
 }
 
-fn run(direction: Direction, flags: u32) {
+fn run(direction: Direction, flags: u16) {
     let scene = Scene::new();
     scene.serve_as(flags);
     let seed: u64 = rand::random();

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
 use dataplane_common::abi::{
-    Addr, Device, FrontendValue, Service, SourceRangeKey, config_flag, frontend_flag, frontend_kind,
+    Addr, BePort, Device, FrontendValue, Service, SourceRangeKey, config_flag, frontend_flag, frontend_kind,
     node_addr_flag, service_flag,
 };
 use dataplane_model::Protocol;
@@ -175,11 +175,17 @@ impl Scene {
     }
 
     /// Gives the device these flags: with them it is a pod's.
-    pub(crate) fn serve_as(&self, flags: u32) {
+    pub(crate) fn serve_as(&self, flags: u16) {
+        self.serve_device(flags, 0);
+    }
+
+    /// Gives the device these flags, and the port of the node's tunnel.
+    pub(crate) fn serve_device(&self, flags: u16, tunnel: u16) {
         let device = Device {
             v4: ip(V4.node).into(),
             v6: ip(V6.node).into(),
             flags,
+            tunnel: BePort::from_host(tunnel),
             header: 14,
         };
         let mut devices = self.plane.kernel.device_table().unwrap();

@@ -12,7 +12,7 @@ use beeline_tests::cluster::{Node, Pod};
 use beeline_tests::netns::NetNs;
 use beeline_tests::{Cluster, wait_for};
 use clap::Args;
-use dataplane_common::abi::{self, Addr, Device, PodDevice, device_flag, masquerade, pod_flag};
+use dataplane_common::abi::{self, Addr, BePort, Device, PodDevice, device_flag, masquerade, pod_flag};
 use dataplane_user::kernel::{Config, Kernel, NicPrograms, Sizes};
 use nix::time::{ClockId, clock_gettime};
 
@@ -114,6 +114,7 @@ impl Side {
             v4: IpAddr::V4(node.v4()).into(),
             v6: Addr::default(),
             flags,
+            tunnel: BePort::from_host(8472),
             header: 14,
         };
         let mut devices = vec![
