@@ -38,6 +38,11 @@ pub(crate) const PASS: i32 = -1;
 /// Verdict: drop the packet.
 pub(crate) const DROP: i32 = 2;
 
+/// `tc_index` of a packet that goes from a pod to one of another node, and that no program has to look at where it leaves:
+/// neither on the tunnel's device nor, inside of a tunnel packet, on the uplink. Where it comes in anywhere, that ends. Only
+/// programs like these can set it, and a kernel without it gives 0.
+pub(crate) const SETTLED: u32 = 0xbee1;
+
 /// What a program works on: more than the stack of 512 bytes would hold. Nothing of one packet is used for another.
 #[repr(C)]
 pub struct Scratch {
@@ -173,6 +178,9 @@ pub fn to_pod(skb: *mut __sk_buff) -> i32 {
 #[inline(always)]
 fn incoming<const POD: bool>(skb: *mut __sk_buff) -> i32 {
     let skb = Skb(skb);
+    if skb.tc_index() == SETTLED {
+        skb.set_tc_index(0);
+    }
     let Some((device, config, scratch)) = environment(skb) else {
         return PASS;
     };
@@ -298,6 +306,9 @@ fn towards_backend<const POD: bool>(
 #[inline(always)]
 fn outgoing<const POD: bool>(skb: *mut __sk_buff) -> i32 {
     let skb = Skb(skb);
+    if !POD && skb.tc_index() == SETTLED {
+        return PASS;
+    }
     let Some((device, config, scratch)) = environment(skb) else {
         return PASS;
     };

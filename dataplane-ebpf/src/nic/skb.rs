@@ -45,12 +45,20 @@ impl Skb {
     field!(ifindex);
     field!(protocol);
     field!(gso_size);
+    field!(tc_index);
 
     /// Sets the packet's mark.
     #[inline(always)]
     pub(crate) fn set_mark(&self, mark: u32) {
         // SAFETY: the field may be written.
         unsafe { (&raw mut (*self.0).mark).write_volatile(mark) };
+    }
+
+    /// Sets what the kernel keeps with a packet for nobody but such programs.
+    #[inline(always)]
+    pub(crate) fn set_tc_index(&self, index: u32) {
+        // SAFETY: the field may be written.
+        unsafe { (&raw mut (*self.0).tc_index).write_volatile(index) };
     }
 
     /// The Ethernet type as a number.

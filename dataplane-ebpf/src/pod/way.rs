@@ -9,6 +9,7 @@ use dataplane_common::abi::{BePort, FlowKey, Pod, device_flag, flow_role, pod_fl
 use super::ETHERNET;
 use super::header::Header;
 use crate::maps::{CONNTRACK, DEVICES};
+use crate::nic::SETTLED;
 use crate::nic::skb::Skb;
 
 const AF_INET: u8 = 2;
@@ -81,11 +82,14 @@ pub(super) fn to_node(skb: Skb, header: &Header) -> Option<i32> {
     if found != i64::from(BPF_FIB_LKUP_RET_SUCCESS) && found != i64::from(BPF_FIB_LKUP_RET_NO_NEIGH) {
         return None;
     }
-    // what leaves by a device that is served is looked at there: answers are translated back, for instance
+    // what leaves by a device that is served is looked at there if it has to be
     let out = DEVICES.get_ptr(fib.ifindex)?;
     // SAFETY: from a successful lookup.
     if unsafe { (*out).flags } & device_flag::POD != 0 || !age(skb, header) {
         return None;
+    }
+    if !may_be_answer(skb, header) {
+        skb.set_tc_index(SETTLED);
     }
     // SAFETY: as above; what the kernel left in `fib` is the next hop.
     let mut hop: NextHop = unsafe { core::mem::zeroed() };
@@ -105,8 +109,8 @@ pub(super) fn to_node(skb: Skb, header: &Header) -> Option<i32> {
     Some(unsafe { bpf_redirect_neigh(fib.ifindex, &raw mut hop, size, 0) } as i32)
 }
 
-/// A pod whose flows the packet programs have translated: true if this packet may be an answer of one, which has to be
-/// translated back where it leaves the node.
+/// True if the packet may be an answer of a flow that the packet programs have translated, and has to be translated back
+/// where it leaves the node.
 #[inline(always)]
 fn may_be_answer(skb: Skb, header: &Header) -> bool {
     if !header.first || !matches!(header.protocol, protocol::TCP | protocol::UDP | protocol::SCTP) {

@@ -1,13 +1,13 @@
 //! The programs at pods' devices under real traffic: the short way between pods, whose addresses they use, and how much they
 //! send and get.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use beeline_tests::agent::beeline_json;
-use beeline_tests::{Node, process};
+use beeline_tests::{Node, process, wait_for};
 use serde_json::json;
 
-use crate::pod_network::{CniPod, Network};
+use crate::pod_network::{self, CniPod, Network};
 
 fn counter(node: &Node, name: &str) -> u64 {
     let status = beeline_json(node, &["status"]).unwrap();
@@ -133,6 +133,34 @@ fn packets_between_pods_go_past_the_nodes_forwarding() {
         assert!(process::output(command).is_err(), "{other}");
         assert!(counter(&nodes[0], "source_foreign") > before, "{other}");
     }
+}
+
+#[test]
+fn what_a_pod_elsewhere_asks_of_a_node_port_is_answered_from_there() {
+    let network = Network::new(2, |options| {
+        options.flag("--non-masquerade-cidrs", "172.31.0.0/24")
+    });
+    let [near, far] = [&network.nodes[0], &network.nodes[1]];
+    let mut web = CniPod::new(near, "web");
+    web.echo();
+    let client = CniPod::new(far, "client");
+    let objects = pod_network::service(&web.v4, near);
+    network.plane.kubectl_stdin(&["apply"], &objects).unwrap();
+    // so that the client's own address comes through
+    let spec = json!({"spec": {"type": "NodePort", "externalTrafficPolicy": "Local",
+        "ports": [{"port": 80, "targetPort": 8080, "nodePort": 30080}]}});
+    network
+        .plane
+        .kubectl(&["patch", "service", "web", "-p", &spec.to_string()])
+        .unwrap();
+    let url = format!("http://{}:30080/source", near.v4());
+    let source = wait_for("the node port", Duration::from_secs(10), || Ok(client.get(&url))).unwrap();
+    assert!(source.contains(&client.v4), "{source}");
+    // its answers take the short way like other packets of the pod
+    let (short, reverse) = (counter(near, "short_way"), counter(near, "packet_reverse"));
+    assert!(client.get(&url).is_some());
+    assert!(counter(near, "short_way") > short);
+    assert!(counter(near, "packet_reverse") > reverse);
 }
 
 #[test]
