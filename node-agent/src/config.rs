@@ -19,6 +19,9 @@ pub struct NodeArgs {
     /// Where what is known of pods is kept
     #[arg(long, default_value = "/var/lib/beeline/pods")]
     pub pod_dir: PathBuf,
+    /// Directory with the manifests of static pods
+    #[arg(long)]
+    pub pod_manifest_path: Option<PathBuf>,
     /// Where the output of containers is kept
     #[arg(long, default_value = "/var/log/pods")]
     pub pod_log_dir: PathBuf,

@@ -78,6 +78,8 @@ pub async fn run(args: NodeArgs, shared: Shared) -> Result<()> {
         host_ips,
         cluster_dns: args.cluster_dns.clone(),
         cluster_domain: args.cluster_domain.clone(),
+        node: shared.node_name.clone(),
+        manifests: args.pod_manifest_path.clone(),
     };
     let own = watcher::Config::default().fields(&format!("spec.nodeName={}", shared.node_name));
     let pods = watcher(Api::<Pod>::all(client.clone()), own)

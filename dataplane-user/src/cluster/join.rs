@@ -118,7 +118,7 @@ pub(super) async fn become_node(
         "client-certificate-data": BASE64.encode(&certificate), "client-key-data": BASE64.encode(&key),
     });
     let conf = places.node_conf();
-    if let Some(dir) = conf.parent() {
+    for dir in conf.parent().into_iter().chain([places.manifests().as_path()]) {
         std::fs::create_dir_all(dir).with_context(|| format!("make {}", dir.display()))?;
     }
     write(&places.net_conf(), &config.network)?;

@@ -79,6 +79,11 @@ impl Places {
         self.path("var/lib/beeline/pods")
     }
 
+    /// Manifests of pods that the node runs without being asked by the API.
+    fn manifests(&self) -> PathBuf {
+        self.path("etc/beeline/manifests")
+    }
+
     fn host_local(&self) -> PathBuf {
         self.path("var/lib/cni/networks/cbr0")
     }
@@ -108,6 +113,7 @@ impl Places {
         flag("--subnet-file", path(self.path("run/flannel/subnet.env")));
         flag("--host-local-dir", path(self.host_local()));
         flag("--pod-dir", path(self.pods()));
+        flag("--pod-manifest-path", path(self.manifests()));
         flag("--pod-log-dir", path(self.path("var/log/pods")));
         flag("--image-dir", path(self.path("etc/beeline/images")));
         flag("--netns-prefix", self.netns_prefix.clone());

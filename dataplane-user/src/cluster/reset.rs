@@ -74,6 +74,7 @@ pub fn reset(args: &ResetArgs, clean_up: impl FnOnce() -> anyhow::Result<()>) ->
         places.admin_conf(),
         places.node_conf(),
         places.net_conf(),
+        places.manifests(),
         places.control_plane(),
         places.cni(),
         places.pods(),

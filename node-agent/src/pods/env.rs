@@ -10,6 +10,7 @@ use kube::api::ListParams;
 use kube::{Api, Client};
 
 use super::sources::{Sources, unusable};
+use super::statics;
 use crate::node;
 use crate::runtime::Failure;
 
@@ -37,8 +38,11 @@ pub(super) async fn environment(
     };
     let mut env = BTreeMap::new();
     let links = pod.spec.as_ref().and_then(|spec| spec.enable_service_links);
-    for (name, value) in sources.services(links.unwrap_or(true)).await? {
-        env.insert(name, value);
+    match sources.services(links.unwrap_or(true)).await {
+        Ok(services) => env.extend(services),
+        // It may be what the API itself needs.
+        Err(_) if statics::is_static(pod) => {}
+        Err(failure) => return Err(failure),
     }
     for from in container.env_from.iter().flatten() {
         let prefix = from.prefix.as_deref().unwrap_or_default();

@@ -6,12 +6,15 @@ mod env;
 mod events;
 mod probes;
 mod sources;
+mod statics;
 mod status;
 mod volumes;
+mod wishes;
 mod worker;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -29,6 +32,8 @@ use worker::Worker;
 
 /// Pause before something of a pod that is gone is removed again.
 const RETRY: Duration = Duration::from_secs(5);
+/// How often the directory of static pods is looked at.
+const LOOK: Duration = Duration::from_secs(2);
 
 /// What all workers share.
 pub(crate) struct Context {
@@ -38,6 +43,9 @@ pub(crate) struct Context {
     pub(crate) host_ips: Vec<IpAddr>,
     pub(crate) cluster_dns: Vec<IpAddr>,
     pub(crate) cluster_domain: String,
+    pub(crate) node: String,
+    /// Where files ask for pods.
+    pub(crate) manifests: Option<PathBuf>,
 }
 
 /// The way to a worker.
@@ -54,6 +62,8 @@ struct Manager {
     workers: JoinSet<String>,
     /// Uids that a list that is not complete yet has shown.
     listed: Vec<String>,
+    /// Those that files ask for: no list of the API has them.
+    statics: HashSet<String>,
 }
 
 /// Runs the pods that `pods` shows, for ever.
@@ -62,12 +72,17 @@ pub(crate) async fn run(
     pods: impl Stream<Item = Result<Event<Pod>, watcher::Error>>,
     mut changed: mpsc::UnboundedReceiver<String>,
 ) {
+    let mut files = statics::Files::new(context.manifests.as_deref(), &context.node);
     let mut manager = Manager {
         context: Arc::new(context),
         handles: HashMap::new(),
         workers: JoinSet::new(),
         listed: Vec::new(),
+        statics: HashSet::new(),
     };
+    let mut looks = tokio::time::interval(LOOK);
+    // Before the API's list is there, which knows nothing of them.
+    manager.follow(files.look());
     let mut pods = std::pin::pin!(pods);
     loop {
         tokio::select! {
@@ -76,6 +91,7 @@ pub(crate) async fn run(
                 Some(Err(error)) => debug!(%error, "watch pods"),
                 None => return,
             },
+            _ = looks.tick() => manager.follow(files.look()),
             Some(uid) = changed.recv() => {
                 if let Some(handle) = manager.handles.get(&uid) {
                     handle.wake.notify_one();
@@ -90,8 +106,28 @@ pub(crate) async fn run(
 }
 
 impl Manager {
+    /// Runs and ends what files ask for.
+    fn follow(&mut self, changes: statics::Changes) {
+        for uid in changes.gone {
+            self.statics.remove(&uid);
+            self.gone(&uid);
+        }
+        for pod in changes.new {
+            self.statics.extend(pod.uid());
+            self.put(pod);
+        }
+    }
+
     fn observe(&mut self, event: Event<Pod>) {
         match event {
+            // What it shows is run because of its file; if it has gone, it is made again.
+            Event::Delete(pod) if statics::is_mirror(&pod) => drop(self.wake_shown(&pod)),
+            Event::Apply(pod) | Event::InitApply(pod) if statics::is_mirror(&pod) => {
+                if !self.wake_shown(&pod) {
+                    // Its file went while nobody looked.
+                    self.hide(pod);
+                }
+            }
             Event::Apply(pod) => self.put(pod),
             Event::Delete(pod) => self.gone(&pod.uid().unwrap_or_default()),
             Event::Init => self.listed.clear(),
@@ -104,7 +140,7 @@ impl Manager {
                 let lost: Vec<String> = self
                     .handles
                     .keys()
-                    .filter(|uid| !listed.contains(uid))
+                    .filter(|uid| !listed.contains(uid) && !self.statics.contains(*uid))
                     .cloned()
                     .collect();
                 for uid in lost {
@@ -123,6 +159,27 @@ impl Manager {
                 }
             }
         }
+    }
+
+    /// Tells the worker whose pod is shown so, if there is one.
+    fn wake_shown(&self, mirror: &Pod) -> bool {
+        let uid = mirror.annotations().get(statics::MIRROR);
+        let handle = uid.and_then(|uid| self.handles.get(uid));
+        if let Some(handle) = handle {
+            handle.wake.notify_one();
+        }
+        handle.is_some()
+    }
+
+    /// Removes what shows a pod that no file asks for any more.
+    fn hide(&mut self, mirror: Pod) {
+        let context = Arc::clone(&self.context);
+        self.workers.spawn(async move {
+            if let Err(error) = statics::hide(&context, &mirror).await {
+                warn!(pod = mirror.name_any(), %error, "a pod whose file has gone is still in the API");
+            }
+            mirror.uid().unwrap_or_default()
+        });
     }
 
     fn put(&mut self, pod: Pod) {

@@ -1,15 +1,12 @@
 //! One pod's worker: looks at what runs and what should, does the difference, tells the API; again at each change.
 
-use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use beeline_cni::protocol::PortMapping;
 use futures::future::join_all;
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Container as Wanted, Pod, PodStatus, ResourceRequirements};
-use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use k8s_openapi::api::core::v1::{Container as Wanted, Pod, PodStatus};
 use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
 use kube::{Api, ResourceExt as _};
 use serde_json::json;
@@ -22,9 +19,11 @@ use super::backoff::Backoff;
 use super::env::{self, Facts};
 use super::probes::{self, Probes, Target, Verdict};
 use super::sources::Sources;
+use super::statics;
 use super::status::{self, View};
 use super::volumes::Volumes;
-use crate::runtime::{ContainerSpec, Failure, PodRef, Pull, Sandbox, SandboxSpec, Security, State};
+use super::wishes;
+use crate::runtime::{ContainerSpec, Failure, PodRef, Sandbox, State};
 
 /// Pause before the API is told again what it did not take.
 const RETRY: Duration = Duration::from_secs(1);
@@ -91,12 +90,19 @@ impl Worker {
 
     /// Until nothing of the pod is left.
     pub(super) async fn run(mut self) {
+        let mut last: Option<Arc<Pod>> = None;
         loop {
             let Some(pod) = self.pod.borrow_and_update().clone() else {
-                self.end(None, GONE).await;
+                let file = last.filter(|pod| statics::is_static(pod));
+                let grace = file.as_deref().map_or(GONE, grace);
+                self.end(file.as_ref(), grace).await;
                 self.remove().await;
+                if let Some(pod) = file {
+                    self.hide(&pod).await;
+                }
                 return;
             };
+            last = Some(Arc::clone(&pod));
             let mut next = Next(None);
             if pod.metadata.deletion_timestamp.is_some() {
                 if self.finish(&pod).await {
@@ -241,7 +247,9 @@ impl Worker {
             next.at(wait);
             return None;
         }
-        let spec = self.sandbox_spec(pod);
+        let of_pod = pod.spec.clone().unwrap_or_default();
+        let resolv_conf = super::dns::resolv_conf(&self.context, &self.id.namespace, &of_pod);
+        let spec = wishes::sandbox(pod, &self.id, resolv_conf);
         match self.context.runtime.ensure_sandbox(spec).await {
             Ok(sandbox) => {
                 self.backoff.forget(SANDBOX);
@@ -288,46 +296,6 @@ impl Worker {
                 next.at(self.backoff.failed(VOLUMES, Instant::now()));
                 false
             }
-        }
-    }
-
-    fn sandbox_spec(&self, pod: &Pod) -> SandboxSpec {
-        let spec = pod.spec.clone().unwrap_or_default();
-        let host_network = spec.host_network == Some(true);
-        let ports = spec
-            .containers
-            .iter()
-            .flat_map(|container| container.ports.iter().flatten());
-        let port = |number: Option<i32>| number.and_then(|number| u16::try_from(number).ok());
-        let mappings = ports.filter_map(|of| {
-            Some(PortMapping {
-                host_port: port(of.host_port).filter(|port| *port > 0)?,
-                container_port: port(Some(of.container_port))?,
-                protocol: of.protocol.as_deref().unwrap_or("TCP").to_ascii_lowercase(),
-                host_ip: of.host_ip.as_deref().and_then(|ip| ip.parse().ok()),
-            })
-        });
-        let aliases = spec.host_aliases.iter().flatten().filter_map(|alias| {
-            let ip: IpAddr = alias.ip.parse().ok()?;
-            Some((ip, alias.hostnames.clone().unwrap_or_default()))
-        });
-        SandboxSpec {
-            pod: self.id.clone(),
-            host_network,
-            host_pid: spec.host_pid == Some(true),
-            host_ipc: spec.host_ipc == Some(true),
-            privileged: [false, true]
-                .into_iter()
-                .flat_map(|init| status::specs(pod, init))
-                .any(|container| security(container).privileged),
-            hostname: spec.hostname.clone().unwrap_or_else(|| self.id.name.clone()),
-            port_mappings: if host_network {
-                Vec::new()
-            } else {
-                mappings.collect()
-            },
-            resolv_conf: super::dns::resolv_conf(&self.context, &self.id.namespace, &spec),
-            host_aliases: aliases.collect(),
         }
     }
 
@@ -482,39 +450,13 @@ impl Worker {
         };
         let env = env::environment(&self.context.client, pod, wanted, &facts).await?;
         let known = env.iter().cloned().collect();
-        let expand = |list: &Option<Vec<String>>| -> Vec<String> {
-            list.iter()
-                .flatten()
-                .map(|text| env::expand(text, &known))
-                .collect()
-        };
         let volumes = pod.spec.as_ref().and_then(|spec| spec.volumes.as_deref());
         let mounts = self.volumes.mounts(wanted, &known, volumes.unwrap_or_default())?;
-        let amount = |list: fn(&ResourceRequirements) -> Option<&BTreeMap<String, Quantity>>, name: &str| {
-            env::milli(&list(wanted.resources.as_ref()?)?.get(name)?.0)
-        };
-        let limit = |name: &str| amount(|resources| resources.limits.as_ref(), name);
         let spec = ContainerSpec {
-            name: wanted.name.clone(),
             attempt,
-            image: wanted.image.clone().unwrap_or_default(),
-            command: expand(&wanted.command),
-            args: expand(&wanted.args),
-            working_dir: wanted.working_dir.as_ref().map(Into::into),
-            user: user(pod, wanted),
-            memory_limit: limit("memory").map(|milli| milli.div_ceil(1000)),
-            cpu_limit: limit("cpu"),
-            cpu_request: amount(|resources| resources.requests.as_ref(), "cpu"),
-            mounts,
             env,
-            pull: match wanted.image_pull_policy.as_deref() {
-                Some("Always") => Pull::Always,
-                Some("Never") => Pull::Never,
-                _ => Pull::IfMissing,
-            },
-            stdin: wanted.stdin == Some(true),
-            tty: wanted.tty == Some(true),
-            security: security(wanted),
+            mounts,
+            ..wishes::container(pod, wanted, &known)
         };
         self.context.runtime.start(&self.id, &spec).await
     }
@@ -615,14 +557,41 @@ impl Worker {
         }
     }
 
+    /// Ends the mirror of a pod whose file has gone.
+    async fn hide(&self, pod: &Pod) {
+        while let Err(error) = statics::hide(&self.context, pod).await {
+            warn!(pod = self.id.name, %error, "a pod whose file has gone is still in the API");
+            tokio::time::sleep(super::RETRY).await;
+        }
+    }
+
     /// Tells the API the status, if it has changed; whether it knows it now.
     async fn tell(&mut self, pod: &Pod) -> bool {
+        let mut uid = Some(&self.id.uid);
+        if statics::is_static(pod) {
+            uid = None;
+            match statics::show(&self.context, pod).await {
+                Ok(made) => {
+                    if made {
+                        self.told = PodStatus::default();
+                    }
+                }
+                Err(error) => {
+                    warn!(pod = self.id.name, %error, "a static pod is not shown in the API");
+                    return false;
+                }
+            }
+        }
         if self.status == self.told {
             return true;
         }
         let api: Api<Pod> = Api::namespaced(self.context.client.clone(), &self.id.namespace);
         // Conditions of others are kept as they are now.
-        let patch = json!({"metadata": {"uid": self.id.uid}, "status": self.status});
+        let patch = match uid {
+            Some(uid) => json!({"metadata": {"uid": uid}, "status": self.status}),
+            // That of a mirror is its own.
+            None => json!({"status": self.status}),
+        };
         match api
             .patch_status(&self.id.name, &PatchParams::default(), &Patch::Merge(&patch))
             .await
@@ -659,37 +628,4 @@ fn grace(pod: &Pod) -> Duration {
         .or_else(|| pod.spec.as_ref()?.termination_grace_period_seconds)
         .unwrap_or(30);
     Duration::from_secs(u64::try_from(seconds).unwrap_or_default())
-}
-
-/// What the container may, where containers are isolated.
-fn security(container: &Wanted) -> Security {
-    let of = container.security_context.as_ref();
-    let capabilities = of.and_then(|of| of.capabilities.as_ref());
-    let list = |names: Option<&Vec<String>>| -> Vec<String> {
-        let names = names.into_iter().flatten();
-        names
-            .map(|name| name.trim_start_matches("CAP_").to_owned())
-            .collect()
-    };
-    Security {
-        privileged: of.and_then(|of| of.privileged) == Some(true),
-        read_only_root: of.and_then(|of| of.read_only_root_filesystem) == Some(true),
-        no_new_privileges: of.and_then(|of| of.allow_privilege_escalation) == Some(false),
-        add: list(capabilities.and_then(|capabilities| capabilities.add.as_ref())),
-        drop: list(capabilities.and_then(|capabilities| capabilities.drop.as_ref())),
-    }
-}
-
-/// Whom the container runs as; `None`: as the node's agent.
-fn user(pod: &Pod, container: &Wanted) -> Option<(u32, u32)> {
-    let of_pod = pod.spec.as_ref().and_then(|spec| spec.security_context.as_ref());
-    let of_one = container.security_context.as_ref();
-    let user = of_one
-        .and_then(|context| context.run_as_user)
-        .or_else(|| of_pod?.run_as_user)?;
-    let group = of_one
-        .and_then(|context| context.run_as_group)
-        .or_else(|| of_pod?.run_as_group)
-        .unwrap_or_default();
-    Some((u32::try_from(user).ok()?, u32::try_from(group).ok()?))
 }

@@ -145,6 +145,16 @@ fn containerd_runs_the_pods_of_a_node() {
         (&b"hello\n"[..], Some(5))
     );
 
+    let much = "0123456789\n".repeat(50_000);
+    let done = scene
+        .kubectl_stdin(&["exec", "-i", "web", "--", "/bin/busybox", "cat"], &much)
+        .unwrap();
+    assert!(
+        done.status.success() && done.stdout == much.as_bytes(),
+        "{} bytes",
+        done.stdout.len()
+    );
+
     // ends, and a beginning that cannot be
     let bad = scene.wait_pod("bad", "to wait", |pod| {
         status(pod)["state"]["waiting"]["reason"] == "CrashLoopBackOff"

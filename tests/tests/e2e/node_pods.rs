@@ -461,9 +461,9 @@ fn commands_run_in_containers_as_kubectl_asks() {
         "{error}"
     );
 
-    // with a terminal: `script` gives kubectl one
+    // with a terminal, whose size arrives at some time after the start: `script` gives kubectl one
     let kubectl = format!(
-        "stty rows 33 cols 77; kubectl --kubeconfig {} exec -it p -- sh -c 'test -t 0 && test -t 1 && stty size'",
+        "stty rows 33 cols 77; kubectl --kubeconfig {} exec -it p -- sh -c 'test -t 0 && test -t 1; for i in $(seq 100); do stty size | grep 33 && break; sleep 0.1; done'",
         scene.machine.admin_conf()
     );
     let mut command = node.host().command("script").unwrap();
@@ -485,4 +485,52 @@ fn commands_run_in_containers_as_kubectl_asks() {
     attached.kill().unwrap();
     attached.wait().unwrap();
     assert_eq!(line, "says\n");
+}
+
+#[test]
+fn files_ask_for_pods_that_the_api_shows() {
+    let cluster = Cluster::new().unwrap();
+    let node = cluster.add_node().unwrap();
+    let scene = Scene::new(&node);
+    let dir = node.state().join("root/etc/beeline/manifests");
+    let write = |text: &str| {
+        let manifest = json!({
+            "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "web", "labels": {"app": "web"}},
+            "spec": {"terminationGracePeriodSeconds": 1,
+                "containers": [{"name": "main", "image": "host", "command": shell(&format!("echo {text}; exec sleep 1000"))}]},
+        });
+        std::fs::write(dir.join("web.yaml.new"), manifest.to_string()).unwrap();
+        std::fs::rename(dir.join("web.yaml.new"), dir.join("web.yaml")).unwrap();
+    };
+    write("one");
+    let ready = |pod: &Value| condition(pod, "Ready") == "True";
+    let first = scene.wait_pod("web-node-1", "to be ready", ready);
+    assert_eq!(
+        first["metadata"]["annotations"]["kubernetes.io/config.source"],
+        "file"
+    );
+    scene.wait_log("web-node-1", "one");
+    // What shows it can be deleted; it goes on, and is shown again.
+    let id = |pod: &Value| pod["status"]["containerStatuses"][0]["containerID"].clone();
+    scene
+        .kubectl(&["delete", "pod", "web-node-1", "--wait=false"])
+        .unwrap();
+    let again = scene.wait_pod("web-node-1", "to be shown again", |pod| {
+        ready(pod) && pod["metadata"]["uid"] != first["metadata"]["uid"]
+    });
+    assert_eq!(id(&again), id(&first));
+    // Another text is another pod.
+    write("two");
+    scene.wait_log("web-node-1", "two");
+    let changed = scene.wait_pod("web-node-1", "to be ready", ready);
+    assert_ne!(id(&changed), id(&first));
+    let _again = scene.kill_node(|| {});
+    std::fs::remove_file(dir.join("web.yaml")).unwrap();
+    scene.wait("its end", || {
+        Ok(scene.get(&["pod", "web-node-1"]).is_null().then_some(()))
+    });
+    let pods = node.state().join("root/var/lib/beeline/pods");
+    scene.wait("nothing to be left", || {
+        Ok(std::fs::read_dir(&pods)?.next().is_none().then_some(()))
+    });
 }

@@ -9,6 +9,7 @@ mod cgroups;
 mod config;
 mod observe;
 mod session;
+mod spdy;
 
 use std::collections::HashMap;
 use std::fs;

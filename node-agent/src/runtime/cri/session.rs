@@ -1,26 +1,36 @@
-//! Commands in containers of a container runtime: it names an address at which it serves their streams over a WebSocket.
+//! Commands in containers of a container runtime: it names an address at which it serves their streams (`k8s.io/kubelet`
+//! `pkg/cri/streaming`).
 
 use std::sync::Arc;
 
-use futures::stream::{SplitSink, SplitStream};
-use futures::{FutureExt as _, SinkExt as _, StreamExt as _};
-use http::{HeaderValue, Uri, header};
+use bytes::Bytes;
+use futures::FutureExt as _;
+use http::{Request, StatusCode, Uri, header};
+use http_body_util::Empty;
+use hyper::upgrade::Upgraded;
+use hyper_util::rt::TokioIo;
 use serde_json::json;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, ReadHalf, WriteHalf};
 use tokio::net::TcpStream;
 use tokio::sync::{Mutex, mpsc};
-use tokio_tungstenite::WebSocketStream;
-use tokio_tungstenite::tungstenite::Message;
-use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
 
 use super::super::{Failure, Session, Wish};
 use super::api::{self, Client};
+use super::spdy::{self, Frame};
 use crate::channels;
 
 const CHUNK: usize = 32 << 10;
+/// The header that says what a stream is for.
+const KIND: &str = "streamtype";
+/// Numbers of the streams: a client's are odd.
+const ERROR: u32 = 1;
+const STDIN: u32 = 3;
+const STDOUT: u32 = 5;
+const STDERR: u32 = 7;
+const RESIZE: u32 = 9;
 
-type Socket = WebSocketStream<TcpStream>;
-type Sink = Arc<Mutex<SplitSink<Socket, Message>>>;
+type Socket = TokioIo<Upgraded>;
+type Writer = Arc<Mutex<WriteHalf<Socket>>>;
 
 /// Asks for the address, and goes there.
 pub(super) async fn open<Q>(
@@ -32,55 +42,65 @@ pub(super) async fn open<Q>(
 where
     Q: prost::Message + Send + Sync + 'static,
 {
-    let failed = |what: &str, error: &dyn std::fmt::Display| Failure::because("ExecError", what, error);
+    let failed = |error: &dyn std::fmt::Display| {
+        Failure::because("ExecError", "the container runtime's streams", error)
+    };
     let answer: api::Url = client
         .runtime(method, ask)
         .await
         .map_err(|status| Failure::new("ExecError", status.message()))?;
-    let address = answer.url.replacen("http://", "ws://", 1);
-    let uri: Uri = address
-        .parse()
-        .map_err(|error| failed("the address of streams", &error))?;
-    let (Some(host), Some(port)) = (uri.host(), uri.port_u16()) else {
-        return Err(failed(
-            "the address of streams",
-            &format!("{address:?} has no host and port"),
-        ));
-    };
-    let mut request = uri
-        .clone()
-        .into_client_request()
-        .map_err(|error| failed("the address of streams", &error))?;
-    let protocols = HeaderValue::from_str(&channels::PROTOCOLS.join(", "));
-    let protocols = protocols.map_err(|error| failed("the protocols of streams", &error))?;
-    request
-        .headers_mut()
-        .insert(header::SEC_WEBSOCKET_PROTOCOL, protocols);
-    let host = host.trim_start_matches('[').trim_end_matches(']');
-    let stream = TcpStream::connect((host, port))
-        .await
-        .map_err(|error| failed("connect to the container runtime's streams", &error))?;
-    let (socket, answer) = tokio_tungstenite::client_async(request, stream)
-        .await
-        .map_err(|error| failed("the container runtime's streams", &error))?;
-    let protocol = answer.headers().get(header::SEC_WEBSOCKET_PROTOCOL);
-    let closes = protocol.is_some_and(|protocol| protocol == channels::V5);
-    Ok(session(socket, wish, closes))
+    let socket = connect(&answer.url).await.map_err(|error| failed(&error))?;
+    let (reader, mut writer) = tokio::io::split(socket);
+    let streams = [
+        (ERROR, "error", true),
+        (STDIN, "stdin", wish.stdin),
+        (STDOUT, "stdout", wish.stdout),
+        (STDERR, "stderr", wish.stderr && !wish.tty),
+        (RESIZE, "resize", wish.tty),
+    ];
+    for (stream, kind, _) in streams.into_iter().filter(|(.., wanted)| *wanted) {
+        let opened = spdy::open(stream, KIND, kind, stream == ERROR);
+        writer.write_all(&opened).await.map_err(|error| failed(&error))?;
+    }
+    Ok(session(reader, writer, wish))
 }
 
-/// The streams of a WebSocket. `closes`: the other side understands that a stream is closed.
-fn session(socket: Socket, wish: &Wish, closes: bool) -> Session {
-    let (sink, stream) = socket.split();
-    let sink = Arc::new(Mutex::new(sink));
+async fn connect(url: &str) -> anyhow::Result<Socket> {
+    let uri: Uri = url.parse()?;
+    let (Some(host), Some(port)) = (uri.host(), uri.port_u16()) else {
+        anyhow::bail!("{url:?} has no host and port");
+    };
+    let stream = TcpStream::connect((host.trim_matches(['[', ']']), port)).await?;
+    stream.set_nodelay(true)?;
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+    tokio::spawn(connection.with_upgrades());
+    let path = uri.path_and_query().map_or("/", |path| path.as_str());
+    let request = Request::post(path)
+        .header(header::HOST, format!("{host}:{port}"))
+        .header(header::CONNECTION, "Upgrade")
+        .header(header::UPGRADE, "SPDY/3.1")
+        .header("X-Stream-Protocol-Version", "v4.channel.k8s.io")
+        .body(Empty::<Bytes>::new())?;
+    let answer = sender.send_request(request).await?;
+    anyhow::ensure!(
+        answer.status() == StatusCode::SWITCHING_PROTOCOLS,
+        "{url} answers {}",
+        answer.status()
+    );
+    Ok(TokioIo::new(hyper::upgrade::on(answer).await?))
+}
+
+fn session(reader: ReadHalf<Socket>, writer: WriteHalf<Socket>, wish: &Wish) -> Session {
+    let writer = Arc::new(Mutex::new(writer));
     let (stdin, from) = tokio::io::duplex(CHUNK);
     let (out, stdout) = tokio::io::duplex(CHUNK);
     let (err, stderr) = tokio::io::duplex(CHUNK);
     let (resize, sizes) = mpsc::unbounded_channel();
     if wish.stdin {
-        tokio::spawn(forward(from, Arc::clone(&sink), closes));
+        tokio::spawn(forward(from, Arc::clone(&writer)));
     }
-    tokio::spawn(resized(sizes, sink));
-    let ended = tokio::spawn(receive(stream, out, err));
+    tokio::spawn(resized(sizes, Arc::clone(&writer)));
+    let ended = tokio::spawn(receive(reader, writer, out, err));
     let exit = async move {
         match ended.await {
             Ok(code) => code.map_err(|why| Failure::new("ExecError", why)),
@@ -96,40 +116,23 @@ fn session(socket: Socket, wish: &Wish, closes: bool) -> Session {
     }
 }
 
-/// What is written, to the command.
-async fn forward(mut from: DuplexStream, sink: Sink, closes: bool) {
+/// What is written, to the command; then the end of it.
+async fn forward(mut from: DuplexStream, writer: Writer) {
     let mut buffer = vec![0; CHUNK];
     loop {
-        let message = match from.read(&mut buffer).await {
-            Ok(0) | Err(_) if closes => channels::message(channels::CLOSE, &[channels::STDIN]),
-            Ok(0) | Err(_) => return,
-            Ok(length) => channels::message(channels::STDIN, &buffer[..length]),
-        };
-        let last = message.first() == Some(&channels::CLOSE);
-        if sink
-            .lock()
-            .await
-            .send(Message::Binary(message.into()))
-            .await
-            .is_err()
-            || last
-        {
+        let length = from.read(&mut buffer).await.unwrap_or_default();
+        let frame = spdy::data(STDIN, &buffer[..length], length == 0);
+        if writer.lock().await.write_all(&frame).await.is_err() || length == 0 {
             return;
         }
     }
 }
 
-async fn resized(mut sizes: mpsc::UnboundedReceiver<(u16, u16)>, sink: Sink) {
+async fn resized(mut sizes: mpsc::UnboundedReceiver<(u16, u16)>, writer: Writer) {
     while let Some((width, height)) = sizes.recv().await {
         let size = json!({"Width": width, "Height": height}).to_string();
-        let message = channels::message(channels::RESIZE, size.as_bytes());
-        if sink
-            .lock()
-            .await
-            .send(Message::Binary(message.into()))
-            .await
-            .is_err()
-        {
+        let frame = spdy::data(RESIZE, size.as_bytes(), false);
+        if writer.lock().await.write_all(&frame).await.is_err() {
             return;
         }
     }
@@ -137,26 +140,36 @@ async fn resized(mut sizes: mpsc::UnboundedReceiver<(u16, u16)>, sink: Sink) {
 
 /// What the command says, until its end.
 async fn receive(
-    mut stream: SplitStream<Socket>,
+    mut reader: ReadHalf<Socket>,
+    writer: Writer,
     mut out: DuplexStream,
     mut err: DuplexStream,
 ) -> Result<i32, String> {
-    while let Some(message) = stream.next().await {
-        let data = match message {
-            Ok(Message::Binary(data)) => data,
-            Ok(Message::Text(text)) => text.into(),
-            Ok(Message::Close(_)) => break,
-            Ok(_) => continue,
-            Err(error) => return Err(error.to_string()),
-        };
-        // Who does not listen to a stream misses nothing.
-        let _written = match data.split_first() {
-            Some((&channels::STDOUT, data)) => out.write_all(data).await,
-            Some((&channels::STDERR, data)) => err.write_all(data).await,
-            Some((&channels::ERROR, status)) if !status.is_empty() => return channels::code(status),
-            _ => Ok(()),
-        };
+    loop {
+        let frame = spdy::next(&mut reader).await.map_err(|error| error.to_string())?;
+        match frame {
+            Frame::Data { stream, bytes, last } => {
+                // Who does not listen to a stream misses nothing.
+                let _written = match stream {
+                    STDOUT => out.write_all(&bytes).await,
+                    STDERR => err.write_all(&bytes).await,
+                    _ => Ok(()),
+                };
+                match stream {
+                    // The end is told at once, and by one that was attached to perhaps not at all.
+                    ERROR if !bytes.is_empty() => return channels::code(&bytes),
+                    ERROR if last => return Ok(0),
+                    _ => {}
+                }
+            }
+            Frame::Ping(ping) => {
+                let mut writer = writer.lock().await;
+                writer.write_all(&ping).await.map_err(|error| error.to_string())?;
+            }
+            Frame::Reset(ERROR) | Frame::Goaway => {
+                return Err("the container runtime ended the command's streams".to_owned());
+            }
+            Frame::Reset(_) | Frame::Other => {}
+        }
     }
-    // A stream that is attached to says nothing of the container's end.
-    Ok(0)
 }
