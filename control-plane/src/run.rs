@@ -18,7 +18,7 @@ use crate::controllers::{accounts, endpoints, endpointslice, gc, nodes, schedule
 use crate::dns;
 use crate::pki::{self, Pki};
 use crate::resource::Allocator;
-use crate::server::{self, Api, Audit, Bootstrap, Doors, Limits, Tokens};
+use crate::server::{self, Api, Audit, Bootstrap, Doors, Limits, Members, Tokens};
 use crate::store::{self, EtcdStore, RedbStore, Store};
 
 /// Serves the API and runs the controllers until `shutdown` completes.
@@ -92,7 +92,9 @@ impl ControlPlane {
             port: bound.port(),
             dns: config.dns_ip().zip(dns_at),
         };
-        api.bootstrap(&bootstrap)
+        let silence = Duration::from_secs(config.leader_lease_seconds);
+        let mut members = Members::new(bootstrap, silence);
+        api.bootstrap(&mut members)
             .await
             .context("create the cluster's own objects")?;
 
@@ -124,6 +126,10 @@ impl ControlPlane {
             let api = Arc::clone(&api);
             tasks.spawn(async move { api.follow_allocations().await });
         }
+        {
+            let api = Arc::clone(&api);
+            tasks.spawn(async move { api.keep_members(members).await });
+        }
         if let Some(sockets) = dns {
             let settings = dns::Settings {
                 domain: config.cluster_domain.clone(),
@@ -141,8 +147,7 @@ impl ControlPlane {
         };
         if shared {
             let identity = format!("{address}_{}", uuid::Uuid::new_v4());
-            let duration = Duration::from_secs(config.leader_lease_seconds);
-            let candidate = Candidate::new(client, identity, duration);
+            let candidate = Candidate::new(client, identity, silence);
             tasks.spawn(candidate.run(stop.clone(), move |term| {
                 let tasks = TaskTracker::new();
                 controllers.start(&tasks, &term);

@@ -18,6 +18,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use beeline_control_plane::config::Config;
+use beeline_control_plane::run::ControlPlane;
 use beeline_control_plane::store::EtcdOptions;
 use common::call;
 use etcd::Etcd;
@@ -46,16 +47,31 @@ fn config(dir: &Path, etcd: &str, port: u16) -> Config {
     config
 }
 
+/// One that pods could reach, if `member` is not 0: at an address that ends with it.
+fn config_of(dir: &Path, etcd: &str, port: u16, member: u8) -> Config {
+    let mut config = config(dir, etcd, port);
+    if member > 0 {
+        config.bind.set_ip([127, 0, 0, member].into());
+        config.advertise = vec![format!("192.0.2.{member}")];
+    }
+    config
+}
+
 /// Not a test of its own: a control plane in a process that can be killed.
 #[tokio::test(flavor = "multi_thread")]
 async fn plane_child() {
     let Ok(settings) = std::env::var(CHILD) else {
         return;
     };
-    let [dir, etcd, port] = settings.split('|').collect::<Vec<_>>()[..] else {
+    let [dir, etcd, port, member] = settings.split('|').collect::<Vec<_>>()[..] else {
         panic!("{settings}")
     };
-    let config = config(Path::new(dir), etcd, port.parse().unwrap());
+    let config = config_of(
+        Path::new(dir),
+        etcd,
+        port.parse().unwrap(),
+        member.parse().unwrap(),
+    );
     beeline_control_plane::run::run(config, std::future::pending())
         .await
         .unwrap();
@@ -65,6 +81,8 @@ async fn plane_child() {
 struct Plane {
     child: Child,
     dir: PathBuf,
+    /// Where it is for this machine, if its kubeconfig says something else.
+    server: Option<String>,
 }
 
 impl Drop for Plane {
@@ -75,14 +93,18 @@ impl Drop for Plane {
 
 impl Plane {
     fn start(dir: PathBuf, etcd: &str) -> Self {
-        let port = etcd::free_port();
+        Self::start_as(dir, etcd, etcd::free_port(), 0)
+    }
+
+    fn start_as(dir: PathBuf, etcd: &str, port: u16, member: u8) -> Self {
         let child = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "plane_child", "--nocapture", "--test-threads=1"])
-            .env(CHILD, format!("{}|{etcd}|{port}", dir.display()))
+            .env(CHILD, format!("{}|{etcd}|{port}|{member}", dir.display()))
             .stdout(Stdio::null())
             .spawn()
             .unwrap();
-        Self { child, dir }
+        let server = (member > 0).then(|| format!("https://127.0.0.{member}:{port}"));
+        Self { child, dir, server }
     }
 
     /// A client, as soon as it serves.
@@ -90,7 +112,10 @@ impl Plane {
         let path = self.dir.join("admin.kubeconfig");
         let ready = async {
             loop {
-                if let Ok(config) = Kubeconfig::read_from(&path) {
+                if let Ok(mut config) = Kubeconfig::read_from(&path) {
+                    if let Some(server) = &self.server {
+                        config.clusters[0].cluster.as_mut().unwrap().server = Some(server.clone());
+                    }
                     let client = common::client(config).await;
                     let request = http::Request::get("/readyz").body(Vec::new()).unwrap();
                     if client.request_text(request).await.is_ok() {
@@ -117,15 +142,20 @@ async fn planes(dir: &Path, etcd: &Etcd) -> (Plane, Plane, Client, Client) {
     let url = etcd.options().etcd_servers.remove(0);
     let a = Plane::start(dir.join("a"), &url);
     let first = a.client().await;
+    copy_keys(dir);
+    let b = Plane::start(dir.join("b"), &url);
+    let second = b.client().await;
+    (a, b, first, second)
+}
+
+/// The second plane has the keys of the first.
+fn copy_keys(dir: &Path) {
     let (from, to) = (dir.join("a/pki"), dir.join("b/pki"));
     std::fs::create_dir_all(&to).unwrap();
     for file in std::fs::read_dir(from).unwrap() {
         let file = file.unwrap();
         std::fs::copy(file.path(), to.join(file.file_name())).unwrap();
     }
-    let b = Plane::start(dir.join("b"), &url);
-    let second = b.client().await;
-    (a, b, first, second)
 }
 
 /// The names of all labelled ConfigMaps that are created after a revision, in order, up to one that is called `end`. When
@@ -304,6 +334,66 @@ async fn killing_one_under_load_loses_nothing_that_was_acknowledged() {
     let leases: Api<Lease> = Api::namespaced(second, "kube-system");
     let lease = leases.get("beeline-controllers").await.unwrap().spec.unwrap();
     assert_eq!(lease.lease_transitions, Some(1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pods_find_all_planes_that_live_and_no_other() {
+    let dir = tempfile::tempdir().unwrap();
+    let etcd = Etcd::start();
+    drop(etcd.connect().await);
+    let url = etcd.options().etcd_servers.remove(0);
+    let port = etcd::free_port();
+    let a = Plane::start_as(dir.path().join("a"), &url, port, 1);
+    let first = a.client().await;
+    let until = async |client: &Client, wanted: &[&str]| {
+        let path = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices/kubernetes";
+        let older = "/api/v1/namespaces/default/endpoints/kubernetes";
+        let mut last = Vec::new();
+        let look = async {
+            loop {
+                let (_, slice) = call(client, "GET", path, &Value::Null).await;
+                let (_, endpoints) = call(client, "GET", older, &Value::Null).await;
+                last = slice["endpoints"]
+                    .as_array()
+                    .into_iter()
+                    .flatten()
+                    .map(|endpoint| endpoint["addresses"][0].as_str().unwrap().to_owned())
+                    .collect();
+                let addresses = endpoints["subsets"][0]["addresses"]
+                    .as_array()
+                    .map_or(0, Vec::len);
+                if last == wanted && addresses == wanted.len() {
+                    return;
+                }
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        };
+        let looked = tokio::time::timeout(Duration::from_secs(30), look).await;
+        assert!(looked.is_ok(), "{last:?}, not {wanted:?}");
+    };
+    until(&first, &["192.0.2.1"]).await;
+    copy_keys(dir.path());
+    let mut b = Plane::start_as(dir.path().join("b"), &url, port, 2);
+    let second = b.client().await;
+    // Who comes says so at once, and nobody takes that back.
+    until(&second, &["192.0.2.1", "192.0.2.2"]).await;
+    until(&first, &["192.0.2.1", "192.0.2.2"]).await;
+    b.kill();
+    until(&first, &["192.0.2.1"]).await;
+    let leases = async || {
+        let path =
+            "/apis/coordination.k8s.io/v1/namespaces/kube-system/leases?labelSelector=beeline.dev/component";
+        let (_, leases) = call(&first, "GET", path, &Value::Null).await;
+        leases["items"].as_array().unwrap().len()
+    };
+    assert_eq!(leases().await, 1);
+    // One that ends as it should is not waited for.
+    let config = config_of(&dir.path().join("b"), &url, port, 2);
+    let plane = ControlPlane::start(config).await.unwrap();
+    until(&first, &["192.0.2.1", "192.0.2.2"]).await;
+    plane.stop().await;
+    assert_eq!(leases().await, 1);
+    until(&first, &["192.0.2.1"]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

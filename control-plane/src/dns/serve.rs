@@ -26,7 +26,7 @@ pub(super) async fn udp(dns: Arc<Dns>, socket: UdpSocket, stop: CancellationToke
     while let Some(received) = stop.run_until_cancelled(socket.recv_from(&mut buffer)).await {
         let Ok((length, client)) = received else {
             // An error of an earlier send, told here; or no memory for a moment.
-            tokio::task::yield_now().await;
+            tokio::time::sleep(Duration::from_millis(10)).await;
             continue;
         };
         let Ok(place) = Arc::clone(&places).try_acquire_owned() else {

@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use serde_json::{Value, json};
 
 use super::delete::Options;
+use super::members::{Members, Places, agree};
 use super::route::Target;
 use super::write::{How, collection};
 use super::{Api, roles};
@@ -23,7 +24,7 @@ pub struct Bootstrap {
     pub dns: Option<(IpAddr, SocketAddr)>,
 }
 
-/// A Service without selector, and the one place where it is served.
+/// A Service without selector, and where it is served.
 struct Served<'a> {
     namespace: &'a str,
     name: &'a str,
@@ -33,25 +34,38 @@ struct Served<'a> {
     ports: Value,
     /// Ports of the Service, in the same order.
     service_ports: &'a [u16],
-    /// None if pods cannot reach it.
-    at: Option<IpAddr>,
+    /// Of one family; none if pods cannot reach it.
+    at: Vec<IpAddr>,
 }
 
 impl Api {
-    /// Creates or corrects the namespaces and the Service `default/kubernetes` with its EndpointSlice.
+    /// Creates or corrects the namespaces, the roles, and the Services that lead to the control planes.
     ///
     /// # Errors
     /// When the store fails, or another object is in the way.
-    pub async fn bootstrap(&self, bootstrap: &Bootstrap) -> Result<(), ApiError> {
+    pub async fn bootstrap(&self, members: &mut Members) -> Result<(), ApiError> {
         let namespaces = collection("", "namespaces", "")?;
         for name in ["default", "kube-system", "kube-public", "kube-node-lease"] {
             let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}});
             self.ensure(&namespaces, namespace, |_| false, |_| {}).await?;
         }
         self.ensure_roles().await?;
+        self.ensure_services(members).await
+    }
+
+    /// Creates or corrects the Services that lead to the control planes, those that are there now.
+    pub(super) async fn ensure_services(&self, members: &mut Members) -> Result<(), ApiError> {
+        let places = self.places(members).await?;
+        self.ensure_places(&members.bootstrap, &places).await
+    }
+
+    /// The same for these places.
+    pub(super) async fn ensure_places(&self, bootstrap: &Bootstrap, places: &Places) -> Result<(), ApiError> {
         if let Some(cluster_ip) = bootstrap.cluster_ip {
-            let ports = json!([{"name": "https", "protocol": "TCP", "port": bootstrap.port}]);
-            self.ensure_endpoints(bootstrap.advertised, &ports).await?;
+            // An API that only its own machine can reach has no address that pods could use.
+            let (port, at) = agree(&places.api).unwrap_or((bootstrap.port, Vec::new()));
+            let ports = json!([{"name": "https", "protocol": "TCP", "port": port}]);
+            self.ensure_endpoints(&at, &ports).await?;
             self.ensure_service(&Served {
                 namespace: "default",
                 name: "kubernetes",
@@ -59,11 +73,12 @@ impl Api {
                 cluster_ip,
                 ports,
                 service_ports: &[443],
-                at: bootstrap.advertised,
+                at,
             })
             .await?;
         }
-        if let Some((cluster_ip, at)) = bootstrap.dns {
+        if let Some((cluster_ip, own)) = bootstrap.dns {
+            let (port, at) = agree(&places.dns).unwrap_or((own.port(), Vec::new()));
             self.ensure_service(&Served {
                 namespace: "kube-system",
                 name: "kube-dns",
@@ -72,11 +87,11 @@ impl Api {
                 }),
                 cluster_ip,
                 ports: json!([
-                    {"name": "dns", "protocol": "UDP", "port": at.port()},
-                    {"name": "dns-tcp", "protocol": "TCP", "port": at.port()},
+                    {"name": "dns", "protocol": "UDP", "port": port},
+                    {"name": "dns-tcp", "protocol": "TCP", "port": port},
                 ]),
                 service_ports: &[53, 53],
-                at: Some(at.ip()).filter(|ip| !ip.is_loopback()),
+                at,
             })
             .await?;
         }
@@ -145,7 +160,8 @@ impl Api {
     async fn ensure_slice(&self, served: &Served<'_>) -> Result<(), ApiError> {
         let slices = collection("discovery.k8s.io", "endpointslices", served.namespace)?;
         let family = |ip: IpAddr| if ip.is_ipv4() { "IPv4" } else { "IPv6" };
-        let stale = match (self.find(&slices, served.name).await?, served.at) {
+        let first = served.at.first().copied();
+        let stale = match (self.find(&slices, served.name).await?, first) {
             (None, _) => false,
             (Some(_), None) => true,
             (Some(old), Some(ip)) => {
@@ -157,11 +173,11 @@ impl Api {
         if stale {
             self.remove(&slices, served.name, &Options::now()).await?;
         }
-        // An API that only this machine can reach has no address that pods could use.
-        let Some(ip) = served.at else {
+        let Some(ip) = first else {
             return Ok(());
         };
-        let endpoints = json!([{"addresses": [ip.to_string()], "conditions": {"ready": true}}]);
+        let endpoint = |ip: &IpAddr| json!({"addresses": [ip.to_string()], "conditions": {"ready": true}});
+        let endpoints: Value = served.at.iter().map(endpoint).collect();
         let slice = json!({
             "apiVersion": "discovery.k8s.io/v1",
             "kind": "EndpointSlice",
@@ -179,11 +195,12 @@ impl Api {
     }
 
     /// Creates or corrects the older form of the API's slice.
-    async fn ensure_endpoints(&self, at: Option<IpAddr>, ports: &Value) -> Result<(), ApiError> {
-        let Some(ip) = at else {
+    async fn ensure_endpoints(&self, at: &[IpAddr], ports: &Value) -> Result<(), ApiError> {
+        if at.is_empty() {
             return Ok(());
-        };
-        let subsets = json!([{"addresses": [{"ip": ip.to_string()}], "ports": ports.clone()}]);
+        }
+        let addresses: Value = at.iter().map(|ip| json!({"ip": ip.to_string()})).collect();
+        let subsets = json!([{"addresses": addresses, "ports": ports.clone()}]);
         // Not to be made into another slice.
         let older = json!({
             "apiVersion": "v1",
@@ -198,7 +215,7 @@ impl Api {
     }
 
     /// Creates `object`, or corrects what is there if it `differs`.
-    async fn ensure(
+    pub(super) async fn ensure(
         &self,
         target: &Target,
         object: Value,

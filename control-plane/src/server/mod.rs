@@ -13,6 +13,7 @@ mod errors;
 mod events;
 mod kubelet;
 mod limits;
+mod members;
 mod namespaces;
 mod nodes;
 mod protobuf;
@@ -43,6 +44,7 @@ pub use audit::Audit;
 pub use bootstrap::Bootstrap;
 pub use connection::serve;
 pub use limits::Limits;
+pub use members::Members;
 pub use tokens::Tokens;
 
 use crate::error::{ApiError, Cause};
