@@ -21,10 +21,10 @@ use tokio::sync::{mpsc, oneshot};
 const PREFIX: &str = "/bl/network";
 const CONF: &str = r#"{"Network": "10.244.0.0/16", "EnableIPv6": true, "IPv6Network": "fd00:244::/32",
     "IPv6SubnetLen": 48, "Backend": {"Type": "host-gw"}}"#;
-const PATIENCE: Duration = Duration::from_secs(10);
-/// A lease is short, and renewed after a second.
-const TTL: Duration = Duration::from_secs(4);
-const MARGIN: Duration = Duration::from_secs(3);
+const PATIENCE: Duration = Duration::from_secs(40);
+/// A lease is short, and renewed after a second; a busy machine may be late with that.
+const TTL: Duration = Duration::from_secs(10);
+const MARGIN: Duration = Duration::from_secs(9);
 
 /// The agent's part on one host.
 struct Agent {

@@ -159,7 +159,7 @@ fn a_network_in_etcd_is_enough_for_nodes_to_connect_their_pods() {
     );
 
     // a node that runs flanneld comes, and its lease ends
-    let granted = etcd.ctl(&["lease", "grant", "3"]);
+    let granted = etcd.ctl(&["lease", "grant", "600"]);
     let id = granted.split(' ').nth(1).unwrap();
     etcd.ctl(&[
         "put",
@@ -177,6 +177,7 @@ fn a_network_in_etcd_is_enough_for_nodes_to_connect_their_pods() {
     );
     let fdb = shown(&["bridge", "fdb", "show", "dev", "flannel.1"]);
     assert!(fdb.contains("52:12:34:56:78:9a dst 172.31.0.77"), "{fdb}");
+    etcd.ctl(&["lease", "revoke", id]);
     wait_route(&nodes[0], "172.16.250.0/24", false);
 
     // etcd is away: nothing changes, not even for an agent that starts then
