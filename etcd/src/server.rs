@@ -2,7 +2,19 @@
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+
+/// Files (PEM) with which a server speaks TLS, to clients that it knows.
+#[derive(Clone, Debug)]
+pub struct Tls {
+    /// The authority of clients.
+    pub ca: PathBuf,
+    /// The server's certificate, of a client too: etcd's gateway asks etcd with it.
+    pub certificate: PathBuf,
+    /// Its key.
+    pub key: PathBuf,
+}
 
 /// A server with one member; it and its directory are gone on drop.
 pub struct Server {
@@ -10,6 +22,7 @@ pub struct Server {
     child: Option<Child>,
     client: SocketAddr,
     peer: SocketAddr,
+    tls: Option<Tls>,
     dir: tempfile::TempDir,
 }
 
@@ -21,6 +34,10 @@ impl std::fmt::Debug for Server {
     }
 }
 
+fn free() -> io::Result<SocketAddr> {
+    TcpListener::bind("127.0.0.1:0")?.local_addr()
+}
+
 impl Server {
     /// On this host, at ports that are free.
     ///
@@ -28,8 +45,16 @@ impl Server {
     ///
     /// When etcd is not installed (Debian: etcd-server).
     pub fn start() -> io::Result<Self> {
-        let free = || TcpListener::bind("127.0.0.1:0")?.local_addr();
         Self::at(free()?, free()?, || Command::new("etcd"))
+    }
+
+    /// On this host with TLS.
+    ///
+    /// # Errors
+    ///
+    /// As [`Server::start`].
+    pub fn start_with_tls(tls: Tls) -> io::Result<Self> {
+        Self::new(free()?, free()?, Some(tls), || Command::new("etcd"))
     }
 
     /// At these addresses, for clients and for other members; `program` begins the command, maybe in another namespace.
@@ -42,11 +67,21 @@ impl Server {
         peer: SocketAddr,
         program: impl Fn() -> Command + Send + Sync + 'static,
     ) -> io::Result<Self> {
+        Self::new(client, peer, None, program)
+    }
+
+    fn new(
+        client: SocketAddr,
+        peer: SocketAddr,
+        tls: Option<Tls>,
+        program: impl Fn() -> Command + Send + Sync + 'static,
+    ) -> io::Result<Self> {
         let mut server = Self {
             program: Box::new(program),
             child: None,
             client,
             peer,
+            tls,
             dir: tempfile::tempdir()?,
         };
         server.resume()?;
@@ -56,7 +91,8 @@ impl Server {
     /// Where clients find it.
     #[must_use]
     pub fn url(&self) -> String {
-        format!("http://{}", self.client)
+        let scheme = if self.tls.is_some() { "https" } else { "http" };
+        format!("{scheme}://{}", self.client)
     }
 
     /// SIGKILL.
@@ -81,6 +117,12 @@ impl Server {
         let (client, peer) = (self.url(), format!("http://{}", self.peer));
         let mut command = (self.program)();
         command.arg("--data-dir").arg(self.dir.path());
+        if let Some(tls) = &self.tls {
+            command.arg("--client-cert-auth");
+            command.arg("--trusted-ca-file").arg(&tls.ca);
+            command.arg("--cert-file").arg(&tls.certificate);
+            command.arg("--key-file").arg(&tls.key);
+        }
         command.args([
             "--listen-client-urls",
             &client,
