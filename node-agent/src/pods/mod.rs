@@ -1,5 +1,6 @@
 //! The pods of this node: one worker for each.
 
+mod anyone;
 mod backoff;
 mod dns;
 mod env;

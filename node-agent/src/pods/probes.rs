@@ -6,17 +6,21 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Request, Uri};
-use http_body_util::{BodyExt as _, Empty};
+use http::{Request, StatusCode, Uri};
+use http_body_util::{BodyExt as _, Empty, Limited};
 use hyper_util::rt::TokioIo;
 use k8s_openapi::api::core::v1::{
     Container, ExecAction, HTTPGetAction, LifecycleHandler, Pod, Probe, TCPSocketAction,
 };
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use rustls_pki_types::ServerName;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use tokio::task::AbortHandle;
+use tokio_util::task::AbortOnDropHandle;
 
+use super::anyone;
 use super::events::Events;
 use crate::runtime::{PodRef, Runtime};
 
@@ -244,9 +248,7 @@ impl Target {
     }
 
     async fn http_get(&self, of: &HTTPGetAction, limit: Duration) -> Result<(), String> {
-        if of.scheme.as_deref() == Some("HTTPS") {
-            return Err("this node has no probes over HTTPS".to_owned());
-        }
+        let scheme = of.scheme.as_deref().unwrap_or("HTTP").to_ascii_lowercase();
         let address = self.address(of.host.as_deref(), &of.port)?;
         let path = of.path.as_deref().unwrap_or("/");
         let path = if path.starts_with('/') {
@@ -258,18 +260,15 @@ impl Target {
             let stream = TcpStream::connect(address)
                 .await
                 .map_err(|error| error.to_string())?;
-            let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
-                .await
-                .map_err(|error| error.to_string())?;
-            let connection = tokio::spawn(connection);
-            let answer = sender.send_request(request(of, address, &path)?).await;
-            let answer = answer.map_err(|error| error.to_string())?;
-            let status = answer.status();
-            // Read, so that the server does not see a connection that is cut off.
-            let _rest = http_body_util::Limited::new(answer.into_body(), ANSWER)
-                .collect()
-                .await;
-            connection.abort();
+            let status = if scheme == "https" {
+                let name = ServerName::from(address.ip());
+                let tls = anyone::connector().map_err(|error| error.to_string())?;
+                let stream = tls.connect(name, stream).await;
+                let stream = stream.map_err(|error| error.to_string())?;
+                get(stream, request(of, address, &path)?).await
+            } else {
+                get(stream, request(of, address, &path)?).await
+            }?;
             if (200..400).contains(&status.as_u16()) {
                 Ok(())
             } else {
@@ -283,7 +282,7 @@ impl Target {
                 if why.starts_with("HTTP") {
                     why
                 } else {
-                    format!("Get \"http://{address}{path}\": {why}")
+                    format!("Get \"{scheme}://{address}{path}\": {why}")
                 }
             })
     }
@@ -318,6 +317,22 @@ impl Target {
         let number = number.ok_or_else(|| format!("the container has no port {port:?}"))?;
         Ok(SocketAddr::new(ip, number))
     }
+}
+
+/// The status of an answer.
+async fn get<S>(stream: S, request: Request<Empty<Bytes>>) -> Result<StatusCode, String>
+where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let text = |error: hyper::Error| error.to_string();
+    let handshake = hyper::client::conn::http1::handshake(TokioIo::new(stream));
+    let (mut sender, connection) = handshake.await.map_err(text)?;
+    let _connection = AbortOnDropHandle::new(tokio::spawn(connection));
+    let answer = sender.send_request(request).await.map_err(text)?;
+    let status = answer.status();
+    // Read, so that the server does not see a connection that is cut off.
+    let _rest = Limited::new(answer.into_body(), ANSWER).collect().await;
+    Ok(status)
 }
 
 fn late(limit: Duration) -> String {

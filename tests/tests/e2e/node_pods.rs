@@ -260,6 +260,11 @@ fn volumes_are_there_and_follow_what_they_come_from() {
     );
     assert!(lines[9].contains("\"alg\""), "{log}");
     assert_eq!(lines[10..], ["default", "1", "/scratch", "/usr/bin"], "{log}");
+    // what is secret is on no disk
+    let mounts = std::fs::read_to_string("/proc/mounts").unwrap();
+    for volume in ["password", "account"] {
+        assert!(mounts.contains(&format!("/volumes/{volume} tmpfs ")), "{mounts}");
+    }
     // nothing of it is the host's
     assert!(!std::path::Path::new("/settings").exists());
 
@@ -308,6 +313,10 @@ fn probes_say_when_a_container_is_ready_and_when_it_must_start_again() {
         &json!({
             "volumes": [{"name": "shared", "hostPath": {"path": shared}}],
             "initContainers": [
+                // Something that speaks TLS, with a certificate that is not its address's: the API.
+                {"name": "secure", "image": "host", "restartPolicy": "Always", "command": shell("exec sleep 1000"),
+                    "startupProbe": {"httpGet": {"scheme": "HTTPS", "host": node.v4(), "port": 6443, "path": "/readyz"},
+                        "periodSeconds": 1, "failureThreshold": 100}},
                 {"name": "first", "image": "host", "command": shell("echo first >> /shared/order"),
                     "volumeMounts": [{"name": "shared", "mountPath": "/shared"}]},
                 {"name": "side", "image": "host", "restartPolicy": "Always",
@@ -332,7 +341,7 @@ fn probes_say_when_a_container_is_ready_and_when_it_must_start_again() {
         }),
     );
     let status = |pod: &Value| pod["status"]["containerStatuses"][0].clone();
-    let side = |pod: &Value| pod["status"]["initContainerStatuses"][1].clone();
+    let side = |pod: &Value| pod["status"]["initContainerStatuses"][2].clone();
     let pod = scene.wait_pod("p", "its sidecar to run", |pod| {
         !side(pod)["state"]["running"].is_null()
     });

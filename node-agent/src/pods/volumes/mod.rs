@@ -93,7 +93,13 @@ impl Volumes {
     ) -> Result<(), Failure> {
         let mut content = Content::new(sources, pod, &volume.name, &mut self.tokens);
         match content.of(volume).await {
-            Ok(found) => files::write(place, &found).map_err(|error| unusable(&volume.name, error)),
+            Ok(found) => {
+                // As kubelet: what is secret is on no disk.
+                let secret = volume.secret.is_some() || volume.projected.is_some();
+                let ready = if secret { in_memory(place, None) } else { Ok(()) };
+                let written = ready.and_then(|()| files::write(place, &found));
+                written.map_err(|error| unusable(&volume.name, error))
+            }
             // It has been there before.
             Err(failure) if self.places.is_some() => {
                 tracing::debug!(volume = volume.name, %failure, "a volume stays as it is");
@@ -167,19 +173,29 @@ fn inner(place: &Path, inside: &Path) -> io::Result<PathBuf> {
 
 fn empty_dir(place: &Path, of: &EmptyDirVolumeSource) -> io::Result<()> {
     fs::create_dir_all(place)?;
-    if of.medium.as_deref() == Some("Memory") && !is_mounted(place)? {
+    if of.medium.as_deref() == Some("Memory") {
         let bytes = |Quantity(text): &Quantity| env::milli(text).map(|milli| milli.div_ceil(1000));
-        let size = of.size_limit.as_ref().and_then(bytes);
-        let options = size.map(|size| format!("size={size}"));
-        mount(
-            Some("tmpfs"),
-            place,
-            Some("tmpfs"),
-            MsFlags::empty(),
-            options.as_deref(),
-        )?;
+        in_memory(place, of.size_limit.as_ref().and_then(bytes))?;
     }
     fs::set_permissions(place, fs::Permissions::from_mode(0o777))
+}
+
+/// Makes a directory one of a filesystem in memory, of so many bytes at most.
+fn in_memory(place: &Path, size: Option<u64>) -> io::Result<()> {
+    fs::create_dir_all(place)?;
+    if is_mounted(place)? {
+        return Ok(());
+    }
+    let options = size.map(|size| format!("mode=755,size={size}"));
+    let options = options.as_deref().unwrap_or("mode=755");
+    mount(
+        Some("tmpfs"),
+        place,
+        Some("tmpfs"),
+        MsFlags::empty(),
+        Some(options),
+    )?;
+    Ok(())
 }
 
 /// Whether a directory is the root of a filesystem.
