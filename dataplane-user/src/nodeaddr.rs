@@ -12,6 +12,7 @@ use dataplane_model::Family;
 use futures::TryStreamExt as _;
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1::Node;
+use nix::net::if_::if_nametoindex;
 use rtnetlink::MulticastGroup;
 use rtnetlink::packet_route::address::AddressMessage;
 use tokio::sync::watch::{self, Receiver};
@@ -19,6 +20,7 @@ use tokio::time::Instant;
 use tracing::{info, warn};
 
 use crate::rtnl::{Socket, own_address};
+use crate::takeover::IPVS_DEVICE;
 
 /// How long a burst of changes is waited out before the addresses are read again.
 const QUIET: Duration = Duration::from_millis(20);
@@ -218,10 +220,14 @@ fn open() -> std::io::Result<Socket> {
     Socket::open(&[MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv6Ifaddr])
 }
 
-/// Every address of every interface.
+/// Every address of every interface, but for those of Services: kube-proxy's ipvs mode gives them to a device of its own.
 async fn addresses(host: &Socket) -> Result<BTreeSet<IpAddr>, rtnetlink::Error> {
     let messages: Vec<AddressMessage> = host.handle.address().get().execute().try_collect().await?;
-    Ok(messages.iter().filter_map(own_address).collect())
+    let services = if_nametoindex(IPVS_DEVICE).ok();
+    let of_host = messages
+        .iter()
+        .filter(|message| Some(message.header.index) != services);
+    Ok(of_host.filter_map(own_address).collect())
 }
 
 async fn follow(

@@ -196,8 +196,7 @@ pub(super) fn survey(survey: &mut Survey) -> io::Result<()> {
 }
 
 /// Removes kube-proxy's rules, table by table.
-pub(super) fn remove(stage: Stage) -> io::Result<Counts> {
-    let mut counts = Counts::default();
+pub(super) fn remove(stage: Stage, counts: &mut Counts) -> io::Result<()> {
     for family in [Family::V4, Family::V6] {
         if !in_use(family) {
             continue;
@@ -228,7 +227,7 @@ pub(super) fn remove(stage: Stage) -> io::Result<Counts> {
         checked(&programs.restore, &child.wait_with_output()?)?;
         removals.iter().for_each(|removal| counts.add(removal));
     }
-    Ok(counts)
+    Ok(())
 }
 
 #[cfg(test)]

@@ -12,12 +12,17 @@
 //! - For a moment, masquerading of packets that were marked before the rules went and come to that point after it. Our
 //!   table has the rule.
 //!
+//! In its ipvs mode kube-proxy has virtual servers beside its rules: [`ipvs`] is asked about every packet. There the rules
+//! and all else go only when the connections have ended.
+//!
 //! Sysctls stay as they are: `nf_conntrack_tcp_be_liberal` is asked of every packet, and replies to `127.0.0.1` need
 //! `route_localnet`; so does `KUBE-FIREWALL`, which is kubelet's as well and guards the latter.
 
 mod conntrack;
 pub mod forward;
 mod handback;
+mod ipset;
+mod ipvs;
 mod legacy;
 mod names;
 mod netlink;
@@ -27,6 +32,7 @@ mod process;
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fmt;
+use std::hash::Hash;
 use std::io;
 use std::time::{Duration, Instant};
 
@@ -39,6 +45,8 @@ use plan::{Found, Removal, Stage, removal};
 use process::Writer;
 
 use crate::kernel::NodeTables;
+
+pub(crate) use names::IPVS_DEVICE;
 
 pub use handback::{HandBack, HandBackError, hand_back};
 
@@ -83,13 +91,13 @@ struct Survey {
     own: bool,
     /// Families in which Services are served by rules.
     complete: BTreeSet<Family>,
-    /// Its ipvs mode was, or is, here.
+    /// Some of `rules` are of its ipvs mode: connections need all of them.
     ipvs: bool,
 }
 
 impl Survey {
     fn is_clean(&self) -> bool {
-        self.rules.is_empty() && self.rest.is_empty() && !self.own && !self.ipvs
+        self.rules.is_empty() && self.rest.is_empty() && !self.own
     }
 
     fn look_at<R: Clone>(&mut self, backend: &str, family: Family, found: &Found<R>) {
@@ -114,6 +122,10 @@ struct Counts {
     chains: usize,
     /// In chains that are not kube-proxy's.
     rules: usize,
+    /// Of ipvs.
+    servers: usize,
+    /// Of ipset.
+    sets: usize,
 }
 
 impl Counts {
@@ -136,6 +148,10 @@ trait Host {
     fn kept(&mut self) -> io::Result<BTreeMap<String, String>>;
     /// Connections that are translated.
     fn connections(&mut self) -> io::Result<HashSet<Connection>>;
+    /// Connections through virtual servers.
+    fn ipvs_connections(&mut self) -> io::Result<HashSet<ipvs::Connection>>;
+    /// Removes virtual servers without any of these.
+    fn remove_idle(&mut self, running: &HashSet<ipvs::Connection>) -> io::Result<()>;
     /// Says to the packet programs whether there are any.
     fn set_foreign(&mut self, on: bool);
 }
@@ -151,17 +167,8 @@ struct Machine {
 fn survey(socket: &mut Socket) -> io::Result<Survey> {
     let mut survey = nft::survey(socket)?;
     legacy::survey(&mut survey)?;
-    survey.ipvs = has_device(names::IPVS_DEVICE);
+    ipvs::survey(socket, &mut survey)?;
     Ok(survey)
-}
-
-/// `/sys/class/net` shows the network namespace of whoever mounted it; this file that of the reader.
-fn has_device(name: &str) -> bool {
-    let devices = std::fs::read_to_string("/proc/thread-self/net/dev").unwrap_or_default();
-    devices
-        .lines()
-        .filter_map(|line| line.split_once(':'))
-        .any(|(device, _)| device.trim() == name)
 }
 
 impl Host for Machine {
@@ -178,10 +185,12 @@ impl Host for Machine {
     }
 
     fn remove(&mut self, stage: Stage) -> io::Result<Counts> {
-        let mut counts = nft::remove(&mut self.socket, stage, self.mark)?.unwrap_or_default();
-        let legacy = legacy::remove(stage)?;
-        counts.chains += legacy.chains;
-        counts.rules += legacy.rules;
+        let mut counts = Counts::default();
+        // virtual servers are known by the device and the sets, and rules ask the sets
+        ipvs::remove(&mut self.socket, &mut counts)?;
+        nft::remove(&mut self.socket, stage, self.mark, &mut counts)?;
+        legacy::remove(stage, &mut counts)?;
+        ipvs::remove_sets(&mut self.socket, &mut counts)?;
         Ok(counts)
     }
 
@@ -197,8 +206,52 @@ impl Host for Machine {
         conntrack::translated(&mut self.socket)
     }
 
+    fn ipvs_connections(&mut self) -> io::Result<HashSet<ipvs::Connection>> {
+        ipvs::connections()
+    }
+
+    fn remove_idle(&mut self, running: &HashSet<ipvs::Connection>) -> io::Result<()> {
+        ipvs::remove_idle(&mut self.socket, running)
+    }
+
     fn set_foreign(&mut self, on: bool) {
         self.tables.set_foreign_flows(on);
+    }
+}
+
+/// Waits for the end of the connections that there were at the first look.
+#[derive(Debug)]
+struct Drain<C> {
+    left: Option<HashSet<C>>,
+    pause: Duration,
+}
+
+impl<C> Default for Drain<C> {
+    fn default() -> Self {
+        Self {
+            left: None,
+            pause: SOON,
+        }
+    }
+}
+
+impl<C: Eq + Hash + Clone> Drain<C> {
+    /// When to look again, while one of them runs still.
+    fn look(&mut self, current: &HashSet<C>, what: &str) -> Option<Duration> {
+        let first = self.left.is_none();
+        let left = self.left.get_or_insert_with(|| current.clone());
+        left.retain(|connection| current.contains(connection));
+        if left.is_empty() {
+            return None;
+        }
+        if first {
+            info!(
+                connections = left.len(),
+                "connections that kube-proxy translated run on; {what} when they have ended"
+            );
+        }
+        self.pause = (self.pause * 2).min(LOOK);
+        Some(self.pause)
     }
 }
 
@@ -208,12 +261,13 @@ struct TakeOver<H> {
     /// False: only what an earlier agent began is finished.
     wanted: bool,
     /// Connections that run since before the rules went.
-    draining: Option<HashSet<Connection>>,
+    draining: Drain<Connection>,
+    /// Those of ipvs, before the rules go.
+    ipvs_draining: Drain<ipvs::Connection>,
     removed_at: Option<Instant>,
     /// Rules that are back are not removed before.
     not_before: Option<Instant>,
     pause: Duration,
-    drain_pause: Duration,
     /// What was said, and when.
     said: BTreeMap<String, Instant>,
     /// Nothing of kube-proxy was ever seen.
@@ -227,11 +281,11 @@ impl<H: Host> TakeOver<H> {
         Self {
             host,
             wanted,
-            draining: None,
+            draining: Drain::default(),
+            ipvs_draining: Drain::default(),
             removed_at: None,
             not_before: None,
             pause: AGAIN.0,
-            drain_pause: SOON,
             said: BTreeMap::new(),
             quiet: true,
             foreign: false,
@@ -258,23 +312,15 @@ impl<H: Host> TakeOver<H> {
         if !self.wanted {
             return self.tick_unwanted(&found);
         }
-        if found.ipvs && self.say("ipvs", now) {
-            warn!(
-                device = names::IPVS_DEVICE,
-                "kube-proxy's ipvs mode is or was in use: its virtual servers and that device are left alone. Their \
-                 connections live in ipvs itself and would not survive. Switch kube-proxy to its iptables or nftables \
-                 mode first, or reboot the node without it"
-            );
-        }
         if !found.rules.is_empty() {
             self.quiet = false;
             return self.on_rules(&found, now).map(Some);
         }
-        if found.own || !found.rest.is_empty() || self.foreign && !found.ipvs {
+        if found.own || !found.rest.is_empty() || self.foreign {
             self.quiet = false;
             return self.drain().map(Some);
         }
-        if self.quiet && !found.ipvs {
+        if self.quiet {
             self.quiet = false;
             info!("there are no rules of kube-proxy to take over from");
         }
@@ -288,7 +334,7 @@ impl<H: Host> TakeOver<H> {
 
     /// Finishes what an earlier agent began, and watches how long kube-proxy is at work beside us.
     fn tick_unwanted(&mut self, found: &Survey) -> io::Result<Option<Duration>> {
-        if !found.rules.is_empty() || found.ipvs {
+        if !found.rules.is_empty() {
             if found.own {
                 // kube-proxy is in charge; its rules keep translation going
                 self.host.remove_own()?;
@@ -311,7 +357,17 @@ impl<H: Host> TakeOver<H> {
                     "kube-proxy still runs and would write its rules again: they are removed as soon as it has ended"
                 );
             }
+            self.ipvs_draining = Drain::default();
             return Ok(SOON);
+        }
+        if found.ipvs {
+            let current = self.host.ipvs_connections()?;
+            let what = "its virtual servers and rules are removed";
+            if let Some(pause) = self.ipvs_draining.look(&current, what) {
+                self.host.remove_idle(&current)?;
+                return Ok(pause);
+            }
+            self.ipvs_draining = Drain::default();
         }
         if let Some(at) = self.not_before.filter(|at| *at > now) {
             return Ok(at.duration_since(now));
@@ -335,12 +391,13 @@ impl<H: Host> TakeOver<H> {
         let counts = self.host.remove(Stage::Rules)?;
         self.removed_at = Some(now);
         // looked at in the next round: a packet may be on its way past the rules still
-        self.draining = None;
-        self.drain_pause = SOON;
+        self.draining = Drain::default();
         info!(
             tables = counts.tables,
             chains = counts.chains,
             rules = counts.rules,
+            virtual_servers = counts.servers,
+            ipsets = counts.sets,
             "took over from kube-proxy: its rules are removed, connections that it translated go on"
         );
         for (chain, by) in self.host.kept()? {
@@ -354,22 +411,12 @@ impl<H: Host> TakeOver<H> {
 
     fn drain(&mut self) -> io::Result<Duration> {
         let current = self.host.connections()?;
-        let first = self.draining.is_none();
-        let left = self.draining.get_or_insert_with(|| current.clone());
-        left.retain(|connection| current.contains(connection));
-        if !left.is_empty() {
-            if first {
-                info!(
-                    connections = left.len(),
-                    "connections that kube-proxy translated run on; what they need is removed when they have ended"
-                );
-            }
-            self.drain_pause = (self.drain_pause * 2).min(LOOK);
-            return Ok(self.drain_pause);
+        if let Some(pause) = self.draining.look(&current, "what they need is removed") {
+            return Ok(pause);
         }
         self.host.remove(Stage::Rest)?;
         self.set_foreign(false);
-        self.draining = None;
+        self.draining = Drain::default();
         info!("no connection is left that kube-proxy translated: the last of its rules are removed");
         Ok(LOOK)
     }

@@ -9,7 +9,43 @@
 pub(super) const NFT_TABLE: &str = "kube-proxy";
 
 /// The device that its ipvs mode binds Service addresses to.
-pub(super) const IPVS_DEVICE: &str = "kube-ipvs0";
+pub(crate) const IPVS_DEVICE: &str = "kube-ipvs0";
+
+/// Its sets of ports at which every address of the node is served.
+pub(super) const NODE_PORT_SETS: [&str; 6] = [
+    "KUBE-NODE-PORT-TCP",
+    "KUBE-NODE-PORT-UDP",
+    "KUBE-NODE-PORT-SCTP-HASH",
+    "KUBE-6-NODE-PORT-TCP",
+    "KUBE-6-NODE-PORT-UDP",
+    "KUBE-6-NODE-PORT-SCTP-HASH",
+];
+
+/// What follows `KUBE-` in the names of its sets, and `KUBE-6-` in those of its sets for IPv6.
+const SETS: [&str; 18] = [
+    "LOOP-BACK",
+    "CLUSTER-IP",
+    "EXTERNAL-IP",
+    "EXTERNAL-IP-LOCAL",
+    "LOAD-BALANCER",
+    "LOAD-BALANCER-LOCAL",
+    "LOAD-BALANCER-FW",
+    "LOAD-BALANCER-SOURCE-IP",
+    "LOAD-BALANCER-SOURCE-CIDR",
+    "NODE-PORT-TCP",
+    "NODE-PORT-LOCAL-TCP",
+    "NODE-PORT-UDP",
+    "NODE-PORT-LOCAL-UDP",
+    "NODE-PORT-SCTP-HASH",
+    "NODE-PORT-LOCAL-SCTP-HASH",
+    "HEALTH-CHECK-NODE-PORT",
+    "IPVS-IPS",
+    // before 1.16
+    "NODE-PORT-SCTP",
+];
+
+/// The kernel's limit for the name of a set, in bytes; kube-proxy cuts what is longer.
+const SET_NAME: usize = 31;
 
 /// Tables of iptables that kube-proxy writes to.
 pub(super) const TABLES: [&str; 3] = ["nat", "filter", "mangle"];
@@ -64,9 +100,47 @@ pub(super) fn is_chain(name: &str) -> bool {
         })
 }
 
+/// True if kube-proxy's ipvs mode makes a set of this name. Network policies of kube-router have sets, too: KUBE-SRC-* and
+/// KUBE-DST-*.
+pub(super) fn is_set(name: &str) -> bool {
+    let Some(rest) = name.strip_prefix("KUBE-") else {
+        return false;
+    };
+    let v6 = rest.strip_prefix("6-");
+    let room = SET_NAME - (name.len() - v6.unwrap_or(rest).len());
+    SETS.iter()
+        .any(|set| v6.unwrap_or(rest) == set.get(..room).unwrap_or(set))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_kube_proxys_sets_are_taken_for_its_own() {
+        for name in [
+            "KUBE-LOOP-BACK",
+            "KUBE-6-LOOP-BACK",
+            "KUBE-NODE-PORT-LOCAL-SCTP-HASH",
+            "KUBE-6-NODE-PORT-LOCAL-SCTP-HAS",
+            "KUBE-6-LOAD-BALANCER-SOURCE-CID",
+        ] {
+            assert!(name.len() <= SET_NAME && is_set(name), "{name}");
+        }
+        for name in [
+            "KUBE-SRC-ABCDEF",
+            "KUBE-DST-ABCDEF",
+            "KUBE-LOAD-BALANCER-SOURCE-CID",
+            "KUBE-",
+            "KUBE-6-",
+            "KUBE-CLUSTER-IP-2",
+            "CLUSTER-IP",
+            "cali40all-ipam-pools",
+        ] {
+            assert!(!is_set(name), "{name}");
+        }
+        assert!(NODE_PORT_SETS.into_iter().all(is_set));
+    }
 
     #[test]
     fn only_kube_proxys_chains_are_taken_for_its_own() {

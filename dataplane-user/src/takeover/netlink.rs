@@ -1,5 +1,5 @@
-//! Messages of nfnetlink (include/uapi/linux/netfilter/nfnetlink.h): the way to nf_tables and to the connection
-//! tracker without any program beside this one.
+//! Messages of nfnetlink (include/uapi/linux/netfilter/nfnetlink.h): the way to nf_tables, to ipsets and to the connection
+//! tracker without any program beside this one; and single requests of other kinds.
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -11,6 +11,8 @@ use nix::sys::time::{TimeVal, TimeValLike};
 
 /// Subsystem of the connection tracker.
 pub(super) const CONNTRACK: u8 = 1;
+/// Subsystem of ipsets.
+pub(super) const IPSET: u8 = 6;
 /// Subsystem of nf_tables.
 pub(super) const NFTABLES: u8 = 10;
 
@@ -18,7 +20,8 @@ pub(super) const NFTABLES: u8 = 10;
 const NLMSG_ERROR: u16 = 2;
 const NLMSG_DONE: u16 = 3;
 const NLM_F_REQUEST: u16 = 1;
-const NLM_F_ACK: u16 = 4;
+/// Asks for an answer also where all is well.
+pub(super) const NLM_F_ACK: u16 = 4;
 const NLM_F_DUMP_INTR: u16 = 0x10;
 const NLM_F_DUMP: u16 = 0x300;
 /// Makes an object that may be there already.
@@ -65,6 +68,20 @@ impl Attrs {
         self.bytes(kind, &[value.as_bytes(), &[0]].concat())
     }
 
+    pub(super) fn u8(self, kind: u16, value: u8) -> Self {
+        self.bytes(kind, &[value])
+    }
+
+    /// In this machine's byte order.
+    pub(super) fn u16(self, kind: u16, value: u16) -> Self {
+        self.bytes(kind, &value.to_ne_bytes())
+    }
+
+    /// In network byte order.
+    pub(super) fn be16(self, kind: u16, value: u16) -> Self {
+        self.bytes(kind, &value.to_be_bytes())
+    }
+
     /// In network byte order, as nf_tables has all its numbers.
     pub(super) fn be32(self, kind: u16, value: u32) -> Self {
         self.bytes(kind, &value.to_be_bytes())
@@ -104,6 +121,16 @@ pub(super) fn attr_str(bytes: &[u8], kind: u16) -> Option<&str> {
     let value = attr(bytes, kind)?;
     let end = value.iter().position(|b| *b == 0).unwrap_or(value.len());
     std::str::from_utf8(&value[..end]).ok()
+}
+
+/// A number in this machine's byte order.
+pub(super) fn attr_u16(bytes: &[u8], kind: u16) -> Option<u16> {
+    u16_at(attr(bytes, kind)?, 0)
+}
+
+/// A number in network byte order.
+pub(super) fn attr_be16(bytes: &[u8], kind: u16) -> Option<u16> {
+    Some(u16::from_be_bytes(*attr(bytes, kind)?.first_chunk()?))
 }
 
 /// A number in network byte order.
@@ -146,8 +173,15 @@ impl Batch {
     }
 }
 
-fn kind(subsystem: u8, message: u8) -> u16 {
+/// The kind of a message of nfnetlink.
+pub(super) fn kind(subsystem: u8, message: u8) -> u16 {
     u16::from(subsystem) << 8 | u16::from(message)
+}
+
+/// `struct nfgenmsg`.
+pub(super) fn nfgen(family: u8, resource: u16) -> [u8; NFGEN] {
+    let [high, low] = resource.to_be_bytes();
+    [family, 0, high, low]
 }
 
 /// A socket in the network namespace of the thread that opens it. Its calls block, but not for long.
@@ -159,34 +193,26 @@ pub(super) struct Socket {
 
 impl Socket {
     pub(super) fn open() -> io::Result<Self> {
-        let fd = socket(
-            AddressFamily::Netlink,
-            SockType::Raw,
-            SockFlag::SOCK_CLOEXEC,
-            SockProtocol::NetlinkNetFilter,
-        )?;
+        Self::of(SockProtocol::NetlinkNetFilter)
+    }
+
+    /// To another part of the kernel; for [`Self::ask`].
+    pub(super) fn of(protocol: SockProtocol) -> io::Result<Self> {
+        let flags = SockFlag::SOCK_CLOEXEC;
+        let fd = socket(AddressFamily::Netlink, SockType::Raw, flags, protocol)?;
         setsockopt(&fd, sockopt::ReceiveTimeout, &TimeVal::seconds(10))?;
         Ok(Self { fd, sequence: 0 })
     }
 
-    fn put(
-        &mut self,
-        out: &mut Vec<u8>,
-        kind: u16,
-        flags: u16,
-        family: u8,
-        resource: u16,
-        attrs: &Attrs,
-    ) -> u32 {
+    fn put(&mut self, out: &mut Vec<u8>, kind: u16, flags: u16, head: &[u8], attrs: &Attrs) -> u32 {
         self.sequence = self.sequence.wrapping_add(1);
-        let length = u32::try_from(HEADER + NFGEN + attrs.0.len()).unwrap_or(u32::MAX);
+        let length = u32::try_from(HEADER + head.len() + attrs.0.len()).unwrap_or(u32::MAX);
         out.extend(length.to_ne_bytes());
         out.extend(kind.to_ne_bytes());
         out.extend((NLM_F_REQUEST | flags).to_ne_bytes());
         out.extend(self.sequence.to_ne_bytes());
         out.extend(0_u32.to_ne_bytes());
-        out.extend([family, 0]);
-        out.extend(resource.to_be_bytes());
+        out.extend(head);
         out.extend(&attrs.0);
         self.sequence
     }
@@ -203,7 +229,8 @@ impl Socket {
     ) -> io::Result<Vec<T>> {
         for _ in 0..DUMP_TRIES {
             let mut out = Vec::new();
-            let sequence = self.put(&mut out, kind(subsystem, message), NLM_F_DUMP, family, 0, filter);
+            let kind = kind(subsystem, message);
+            let sequence = self.put(&mut out, kind, NLM_F_DUMP, &nfgen(family, 0), filter);
             self.send(&out)?;
             let mut found = Vec::new();
             let mut changed = false;
@@ -242,8 +269,14 @@ impl Socket {
         family: u8,
         attrs: &Attrs,
     ) -> io::Result<Vec<u8>> {
+        self.ask(kind(subsystem, message), 0, &nfgen(family, 0), attrs)
+    }
+
+    /// One request: with [`NLM_F_ACK`] a change, without a question whose answer has a head of the same length, behind
+    /// which are its attributes.
+    pub(super) fn ask(&mut self, kind: u16, flags: u16, head: &[u8], attrs: &Attrs) -> io::Result<Vec<u8>> {
         let mut out = Vec::new();
-        let sequence = self.put(&mut out, kind(subsystem, message), 0, family, 0, attrs);
+        let sequence = self.put(&mut out, kind, flags, head, attrs);
         self.send(&out)?;
         let mut answer = Vec::new();
         self.receive(|header, body| {
@@ -253,7 +286,7 @@ impl Socket {
             if header.kind == NLMSG_ERROR {
                 return error_of(body).map(|()| true);
             }
-            answer = body.get(NFGEN..).unwrap_or_default().to_vec();
+            answer = body.get(head.len()..).unwrap_or_default().to_vec();
             Ok(true)
         })?;
         Ok(answer)
@@ -270,14 +303,15 @@ impl Socket {
             None => Attrs::new(),
         };
         let mut out = Vec::new();
-        let first = self.put(&mut out, BATCH_BEGIN, 0, 0, NFTABLES.into(), &begin);
+        let first = self.put(&mut out, BATCH_BEGIN, 0, &nfgen(0, NFTABLES.into()), &begin);
         for (kind, flags, family, attrs) in before {
-            self.put(&mut out, *kind, *flags, *family, 0, attrs);
+            self.put(&mut out, *kind, *flags, &nfgen(*family, 0), attrs);
         }
         // one acknowledgement says that all is well: errors come first
         let (kind, flags, family, attrs) = last;
-        let last = self.put(&mut out, *kind, *flags | NLM_F_ACK, *family, 0, attrs);
-        self.put(&mut out, BATCH_END, 0, 0, NFTABLES.into(), &Attrs::new());
+        let last = self.put(&mut out, *kind, *flags | NLM_F_ACK, &nfgen(*family, 0), attrs);
+        let end = nfgen(0, NFTABLES.into());
+        self.put(&mut out, BATCH_END, 0, &end, &Attrs::new());
         // as the nft program does: a batch is one message to the socket, however long
         setsockopt(&self.fd, sockopt::SndBufForce, &(out.len() * 2))?;
         self.send(&out)?;

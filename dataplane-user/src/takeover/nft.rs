@@ -251,19 +251,23 @@ pub(super) fn survey(socket: &mut Socket) -> io::Result<Survey> {
 }
 
 /// Removes kube-proxy's rules, in one transaction. In the first stage our own table comes in the same one; in the last it
-/// goes. `None` where the kernel has no nf_tables.
-pub(super) fn remove(socket: &mut Socket, stage: Stage, mark: u32) -> io::Result<Option<Counts>> {
+/// goes.
+pub(super) fn remove(socket: &mut Socket, stage: Stage, mark: u32, counts: &mut Counts) -> io::Result<()> {
     if !available(socket)? {
-        return Ok(None);
+        return Ok(());
     }
     // kube-proxy or another program may write at the same time
     let mut error = io::Error::other("other programs change the rules all the time");
     for _ in 0..20 {
         let generation = generation(socket)?;
         let found = read(socket)?;
-        let (batch, counts) = changes(&found, stage, mark);
+        let mut after = *counts;
+        let batch = changes(&found, stage, mark, &mut after);
         match socket.commit(&batch, Some(generation)) {
-            Ok(()) => return Ok(Some(counts)),
+            Ok(()) => {
+                *counts = after;
+                return Ok(());
+            }
             Err(again) if again.raw_os_error() == Some(libc::ERESTART) => error = again,
             Err(other) => return Err(other),
         }
@@ -271,9 +275,8 @@ pub(super) fn remove(socket: &mut Socket, stage: Stage, mark: u32) -> io::Result
     Err(error)
 }
 
-fn changes(found: &Read, stage: Stage, mark: u32) -> (Batch, Counts) {
+fn changes(found: &Read, stage: Stage, mark: u32, counts: &mut Counts) -> Batch {
     let mut batch = Batch::default();
-    let mut counts = Counts::default();
     match stage {
         Stage::Rules if !found.own => make_own_table(&mut batch, mark),
         Stage::Rest if found.own => delete_own_table(&mut batch),
@@ -311,7 +314,7 @@ fn changes(found: &Read, stage: Stage, mark: u32) -> (Batch, Counts) {
         }
         counts.add(&removal);
     }
-    (batch, counts)
+    batch
 }
 
 /// Removes our table if it is there.

@@ -8,6 +8,8 @@ struct Fake {
     kube_proxy: Option<Writer>,
     /// Ids of connections that are translated.
     connections: HashSet<Connection>,
+    /// Of ipvs.
+    through: HashSet<ipvs::Connection>,
     log: Vec<&'static str>,
     foreign: bool,
 }
@@ -40,6 +42,7 @@ impl Host for Fake {
 
     fn remove(&mut self, stage: Stage) -> io::Result<Counts> {
         self.survey.rules.clear();
+        self.survey.ipvs = false;
         match stage {
             Stage::Rules => {
                 self.log.push("rules");
@@ -65,6 +68,16 @@ impl Host for Fake {
 
     fn connections(&mut self) -> io::Result<HashSet<Connection>> {
         Ok(self.connections.clone())
+    }
+
+    fn ipvs_connections(&mut self) -> io::Result<HashSet<ipvs::Connection>> {
+        Ok(self.through.clone())
+    }
+
+    fn remove_idle(&mut self, running: &HashSet<ipvs::Connection>) -> io::Result<()> {
+        assert!(!running.is_empty());
+        self.log.push("idle");
+        Ok(())
     }
 
     fn set_foreign(&mut self, on: bool) {
@@ -96,6 +109,40 @@ fn what_running_connections_need_stays_until_they_end() {
     assert_eq!(one.host.log, ["rules", "rest"]);
     assert_eq!(one.tick(now).unwrap(), Some(LOOK));
     assert_eq!(one.tick(now + ALERT).unwrap(), Some(IDLE));
+    assert_eq!(one.host.log, ["rules", "rest"]);
+}
+
+#[test]
+fn all_of_ipvs_stays_until_the_connections_through_it_end() {
+    let through = ipvs::Connection::for_tests;
+    let mut fake = Fake::with_rules();
+    fake.survey.ipvs = true;
+    fake.through = [through("a"), through("b")].into();
+    let mut one = TakeOver::new(fake, true);
+    let now = Instant::now();
+    for _ in 0..3 {
+        one.tick(now).unwrap();
+    }
+    // another one cannot be kube-proxy's any more
+    one.host.through = [through("b"), through("keepalived's")].into();
+    one.tick(now).unwrap();
+    assert_eq!(one.host.log, ["idle"; 4]);
+    assert!(one.host.foreign);
+    // unless that runs again
+    one.host.kube_proxy = Some(Writer {
+        pid: 7,
+        name: "kube-proxy".into(),
+    });
+    one.tick(now).unwrap();
+    one.host.kube_proxy = None;
+    one.host.through = [through("c")].into();
+    one.tick(now).unwrap();
+    assert_eq!(one.host.log, ["idle"; 5]);
+    one.host.log.clear();
+    one.host.through.clear();
+    one.tick(now).unwrap();
+    assert_eq!(one.host.log, ["rules"]);
+    one.tick(now).unwrap();
     assert_eq!(one.host.log, ["rules", "rest"]);
 }
 

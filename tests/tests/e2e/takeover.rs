@@ -2,11 +2,12 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 
-use beeline_tests::client::Mode as Ask;
+use beeline_tests::client::{Mode as Ask, Question};
 use beeline_tests::{
     Agent, AgentOptions, Cluster, Load, LoadReport, Node, ObjectDir, Place, Pod, Process, agent, objects,
-    wait_for,
+    slowness, wait_for,
 };
 
 use crate::kube_proxy::{self, Mode, NODE_PORT};
@@ -30,7 +31,14 @@ struct Clients(Vec<(String, Load)>);
 
 impl Clients {
     fn start(&mut self, name: &str, place: &Place, target: &str, mode: Ask, rate: u32) {
-        let load = Load::start(place, address(target), mode, rate, 4).unwrap();
+        // an emulated machine is soon busy with clients only
+        let (rate, workers) = match slowness() {
+            1 => (rate, 4),
+            times => (rate.div_ceil(4 * times), 1),
+        };
+        let mut question = Question::from(mode);
+        question.timeout_ms *= u64::from(slowness());
+        let load = Load::start(place, address(target), question, rate, workers).unwrap();
         self.0.push((format!("{name} {mode:?} {target}"), load));
     }
 
@@ -58,6 +66,9 @@ impl Scene {
         let client = node.add_pod("client").unwrap();
         let objects = ObjectDir::new(cluster.state().join("objects")).unwrap();
         put_service(&objects, &servers);
+        if !Path::new("/proc/sys/net/netfilter/nf_conntrack_max").exists() {
+            node.host().output("modprobe", &["nf_conntrack"]).unwrap();
+        }
         // closed connections and UDP flows would be remembered for minutes
         node.host()
             .netns()
@@ -122,6 +133,12 @@ impl Scene {
                 clients.start(name, place, &format!("{ip}:53"), Ask::UdpConnected, 50);
             }
         }
+        clients.0.extend(self.new_ones_outside().0);
+        clients
+    }
+
+    fn new_ones_outside(&self) -> Clients {
+        let mut clients = Clients(Vec::new());
         for target in self.node_ports() {
             clients.start("outside", self.cluster.switch(), &target, Ask::Http, 200);
         }
@@ -129,7 +146,11 @@ impl Scene {
     }
 
     fn start_agent(&mut self, take_over: bool) {
-        let mut options = AgentOptions::dir(self.objects.path());
+        let options = AgentOptions::dir(self.objects.path());
+        self.start_agent_with(options, take_over);
+    }
+
+    fn start_agent_with(&mut self, mut options: AgentOptions, take_over: bool) {
         if take_over {
             options.flags.push("--take-over".into());
         }
@@ -240,21 +261,25 @@ fn there_and_back(mode: Mode) {
         }
     }
 
-    // And back.
+    and_back(&mut scene, mode);
+}
+
+fn and_back(scene: &mut Scene, mode: Mode) {
     let held = scene.held_inside();
     let new_ones = scene.new_ones();
     let mut agent = scene.agent.take().unwrap();
     agent.process.terminate().unwrap();
     let programs = programs_in(scene.node.cgroup());
-    let error = hand_back(&scene, "0").unwrap_err();
+    let error = hand_back(scene, "0").unwrap_err();
     assert!(
         format!("{error:#}").contains("no rules for ip and ip6"),
         "{error:#}"
     );
     assert_eq!(programs_in(scene.node.cgroup()), programs, "left as it was");
     let outside = scene.held_outside();
+    let limit = (10 * slowness()).to_string();
     let printed = std::thread::scope(|threads| {
-        let waiting = threads.spawn(|| hand_back(&scene, "10"));
+        let waiting = threads.spawn(|| hand_back(scene, &limit));
         kube_proxy::write(mode, &scene.node, &scene.servers);
         wait_for("kube-proxy to get what is new", PROPAGATION, || {
             Ok((programs_in(scene.node.cgroup()).len() < programs.len()).then_some(()))
@@ -350,12 +375,78 @@ fn without_kube_proxy_nothing_is_touched() {
 }
 
 #[test]
-fn ipvs_is_left_alone_and_told_of() {
+#[ignore = "needs a kernel with ipvs: cargo xtask vm"]
+fn from_ipvs_and_back_fails_no_connection() {
     let mut scene = Scene::new();
-    let device = "link add kube-ipvs0 type veth peer name other".to_owned();
-    scene.node.host().netns().ip_batch(&[device]).unwrap();
+    kube_proxy::write(Mode::Ipvs, &scene.node, &scene.servers);
+    // what is not kube-proxy's: keepalived's, kube-router's
+    let others = ["-A -t 192.0.2.80:8080 -s rr", "KUBE-SRC-ABCDEF"];
+    let host = scene.node.host();
+    host.output("ipvsadm", &["-A", "-t", "192.0.2.80:8080", "-s", "rr"])
+        .unwrap();
+    host.output("ipset", &["create", others[1], "hash:ip"]).unwrap();
+    let held = scene.held();
+    // not from pods and the node: those ports that ipvs remembers would be used again in a while
+    let new_ones = scene.new_ones_outside();
+    let mut stand_in = scene.stand_in();
     scene.start_agent(true);
-    scene.wait_log("kube-proxy's ipvs mode is or was in use");
+    scene.wait_log("kube-proxy still runs");
+    stand_in.kill().unwrap();
+
+    // What connections run through stays, and no new one comes to it.
+    scene.wait_log("its virtual servers and rules are removed when they have ended");
+    wait_for("idle virtual servers to go", PROPAGATION, || {
+        let state = kube_proxy::ipvs_state(&scene.node);
+        Ok((!state.iter().any(|line| line.starts_with("-A -u"))).then_some(()))
+    })
+    .unwrap();
+    let state = kube_proxy::ipvs_state(&scene.node);
+    let servers = state.iter().filter(|line| line.starts_with("-A -t")).count();
+    assert_eq!(
+        servers, 5,
+        "cluster address and node port of each family, keepalived's: {state:#?}"
+    );
+    for stays in ["kube-ipvs0", "KUBE-CLUSTER-IP", "KUBE-6-NODE-PORT-TCP"] {
+        assert!(
+            state.iter().any(|line| line.contains(stays)),
+            "{stays}: {state:#?}"
+        );
+    }
+    let known = kube_proxy::ipvs_connections(&scene.node);
+    assert!(known.len() >= 3, "{known:?}");
+    let more = scene.new_ones();
+    assert_spread(
+        &Load::ask(scene.client.place(), address(&format!("{V4}:80")), Ask::Http, 64).unwrap(),
+        &BOTH,
+    );
+    more.stop(1);
+    let now = kube_proxy::ipvs_connections(&scene.node);
+    assert_eq!(now.difference(&known).collect::<Vec<_>>(), Vec::<&String>::new());
+    assert!(!scene.logged("took over from"), "the old connections still run");
+    held.stop(20);
+    new_ones.stop(20);
+    scene.wait_log("took over from kube-proxy");
+    scene.wait_log("no connection is left that kube-proxy translated");
+    assert_eq!(kube_proxy::ipvs_state(&scene.node), others);
+    let rules = kube_proxy::rules(&scene.node);
+    assert_eq!(left(&rules), Vec::<&str>::new(), "{rules}");
+    and_back(&mut scene, Mode::Ipvs);
+}
+
+#[test]
+fn what_ipvs_left_is_no_address_of_the_node_and_is_removed() {
+    let mut scene = Scene::new();
+    let batch = [
+        "link add kube-ipvs0 type veth peer name other",
+        "addr add 198.51.100.77/32 dev kube-ipvs0",
+    ]
+    .map(str::to_owned);
+    scene.node.host().netns().ip_batch(&batch).unwrap();
+    let options = AgentOptions::dir(scene.objects.path()).flag("--nodeport-addresses", "0.0.0.0/0");
+    scene.start_agent_with(options, true);
+    let addresses = scene.wait_log("addresses of this node");
+    assert!(!addresses.contains("198.51.100.77"), "{addresses}");
+    scene.wait_log("took over from kube-proxy");
     let links = scene.node.host().output("ip", &["-o", "link"]).unwrap();
-    assert!(links.contains("kube-ipvs0"), "{links}");
+    assert!(!links.contains("kube-ipvs0"), "{links}");
 }
