@@ -1,13 +1,15 @@
 //! What the kernel holds, for `beeline service list` and `beeline backend list`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use dataplane_common::abi::{BackendHealth, BackendStats, ServiceStats, frontend_kind, service_flag};
 use dataplane_model::program::AppliedService;
 use dataplane_model::settings::algorithm_name;
 use dataplane_model::{BackendState, Family, Protocol, SetBackend};
+use tokio::sync::watch;
 
-use super::view::{BackendView, FrontendView, ServiceView};
+use super::view::{BackendView, FrontendView, ProbingView, ServiceView};
+use crate::failure::detector::Probing;
 use crate::kernel::StatsReader;
 
 /// What the programs counted, by id. Nothing counted is all zeroes.
@@ -18,17 +20,28 @@ pub trait Counts {
     fn health(&self, id: u32) -> BackendHealth;
     /// Of a service.
     fn service(&self, id: u32) -> ServiceStats;
+    /// Whether a backend is asked if it answers.
+    fn probing(&self, id: u32) -> Option<Probing>;
 }
 
-impl Counts for StatsReader {
+/// What the kernel counts, and who is asked whether it answers.
+pub(super) struct Known {
+    pub(super) stats: StatsReader,
+    pub(super) probing: watch::Receiver<HashMap<u32, Probing>>,
+}
+
+impl Counts for Known {
     fn backend(&self, id: u32) -> BackendStats {
-        self.get(id).unwrap_or_default()
+        self.stats.get(id).unwrap_or_default()
     }
     fn health(&self, id: u32) -> BackendHealth {
-        Self::health(self, id).unwrap_or_default()
+        self.stats.health(id).unwrap_or_default()
     }
     fn service(&self, id: u32) -> ServiceStats {
-        Self::service(self, id).unwrap_or_default()
+        self.stats.service(id).unwrap_or_default()
+    }
+    fn probing(&self, id: u32) -> Option<Probing> {
+        self.probing.borrow().get(&id).copied()
     }
 }
 
@@ -107,8 +120,11 @@ fn backend(
 ) -> BackendView {
     let stats = counts.backend(id);
     let health = counts.health(id);
+    let probing = counts.probing(id);
     let state = match member.state {
         _ if suspects.contains(&id) => "suspect",
+        // the programmer may learn of a suspect in the next moment only
+        _ if probing.is_some() => "probing",
         BackendState::Active => "active",
         BackendState::Terminating => "terminating",
     };
@@ -116,6 +132,10 @@ fn backend(
         address: member.backend.addr.to_string(),
         port: member.backend.port.to_host(),
         state: state.into(),
+        probing: probing.map(|probing| ProbingView {
+            probes: probing.probes,
+            last: probing.last.map(|verdict| verdict.name().into()),
+        }),
         left_out: service.left_out.contains(&id),
         local: member.local,
         sets: sets.iter().map(|set| (*set).to_owned()).collect(),
@@ -147,11 +167,19 @@ mod tests {
 
     use super::super::state::tests::capacity;
     use super::*;
+    use crate::failure::detector::Verdict;
 
-    /// The same counts for everybody.
-    struct Same;
+    /// The same counts for everybody, and one row is asked whether it answers.
+    struct Same(u32);
 
     impl Counts for Same {
+        fn probing(&self, id: u32) -> Option<Probing> {
+            (id == self.0).then_some(Probing {
+                suspect: true,
+                probes: 4,
+                last: Some(Verdict::Silent),
+            })
+        }
         fn backend(&self, _: u32) -> BackendStats {
             BackendStats {
                 connections: 5,
@@ -213,9 +241,15 @@ mod tests {
             let of = |addr: &str| members.iter().find(|(_, m)| m.backend.addr.to_string() == addr);
             of("10.1.0.3").unwrap().0
         };
+        // it is not left out yet
+        let services = programmer.services();
+        let asked = view(&services[0], &[], &Same(second));
+        assert_eq!(asked.backends[1].state, "probing");
         programmer.set_suspects(&[second], 0);
         let services = programmer.services();
-        let found = view(&services[0], programmer.suspects(), &Same);
+        let found = view(&services[0], programmer.suspects(), &Same(second));
+        let probing = found.backends[1].probing.as_ref().unwrap();
+        assert_eq!((probing.probes, probing.last.as_deref()), (4, Some("silent")));
 
         assert_eq!(
             (&*found.namespace, &*found.name, &*found.port),

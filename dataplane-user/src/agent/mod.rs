@@ -20,6 +20,7 @@ mod statedir;
 pub mod view;
 pub mod zpages;
 
+use std::collections::HashMap;
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
@@ -208,10 +209,11 @@ pub async fn run(config: AgentConfig) -> anyhow::Result<()> {
         move |done| counted.metrics.stale(done),
     ));
     let (suspects, suspected) = watch::channel(Vec::new());
+    let (probing, probed) = watch::channel(HashMap::new());
     tokio::spawn(failure::run(
         kernel.events().context("open the events of the programs")?,
         kernel.backends()?,
-        suspects,
+        failure::Findings { suspects, probing },
         metrics::Failures(Arc::clone(&shared)),
     ));
 
@@ -284,9 +286,13 @@ pub async fn run(config: AgentConfig) -> anyhow::Result<()> {
     let mut base = base_status(&config, &kernel);
     base.warnings.extend(tracking.warnings);
     let counters = kernel.counter_reader();
+    let known = listing::Known {
+        stats,
+        probing: probed,
+    };
     let answer = move |state: &State<kernel::RealMaps>, request: Request| match request {
         Request::Services(sender) => {
-            let services = state.services(&stats);
+            let services = state.services(&known);
             let _unheard = sender.send(view::Services { services });
         }
         Request::Status(sender) => {

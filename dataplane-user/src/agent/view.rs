@@ -18,6 +18,17 @@ pub struct FrontendView {
     pub restricted: bool,
 }
 
+/// Single connections of the agent to a backend that seems to have failed.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ProbingView {
+    /// How many, since it was last good.
+    pub probes: u32,
+    /// How the last one ended: `answered`, `refused` or `silent`; none before the first has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last: Option<String>,
+}
+
 /// A backend of a service.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -26,8 +37,12 @@ pub struct BackendView {
     pub address: String,
     /// Port.
     pub port: u16,
-    /// `active`, `terminating`, or `suspect`: it seems to have failed.
+    /// `active`, `terminating`; `probing`: a connection to it has failed, and it is asked whether it answers; or `suspect`:
+    /// it did not, and is asked again and again.
     pub state: String,
+    /// In the latter two states.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub probing: Option<ProbingView>,
     /// It gets no new connections of this service, because it is suspect. (Not all backends of a service are left out.)
     #[serde(default)]
     pub left_out: bool,

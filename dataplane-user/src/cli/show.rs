@@ -90,6 +90,22 @@ fn kind(service: &ServiceView, frontend: &FrontendView) -> String {
     }
 }
 
+/// With how often it was asked whether it answers.
+fn probed_state(backend: &BackendView) -> String {
+    match &backend.probing {
+        Some(probing) => {
+            let last = probing.last.iter().map(|last| format!(", {last}"));
+            format!(
+                "{} (probe {}{})",
+                backend.state,
+                probing.probes,
+                last.collect::<String>()
+            )
+        }
+        None => backend.state.clone(),
+    }
+}
+
 fn state(backend: &BackendView) -> String {
     if backend.left_out {
         format!("{} (left out)", backend.state)
@@ -247,7 +263,7 @@ pub(super) fn backend_table(backends: &[SharedBackend]) -> String {
             shared.protocol.clone(),
             socket(&backend.address, backend.port),
             node(backend).into(),
-            backend.state.clone(),
+            probed_state(backend),
             backend.active_connections.to_string(),
             backend.total_connections.to_string(),
             backend.datagrams.to_string(),
@@ -347,12 +363,14 @@ pub(super) fn status(status: &Status) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::agent::view::ProbingView;
 
     fn sample() -> Services {
         let backend = |address: &str, active, total| BackendView {
             address: address.into(),
             port: 8080,
             state: "active".into(),
+            probing: None,
             left_out: false,
             local: false,
             sets: vec!["cluster".into()],
@@ -414,6 +432,15 @@ mod tests {
         }
         web.backends[1].state = "suspect".into();
         web.backends[1].left_out = true;
+        web.backends[1].probing = Some(ProbingView {
+            probes: 12,
+            last: Some("silent".into()),
+        });
+        web.backends[0].state = "probing".into();
+        web.backends[0].probing = Some(ProbingView {
+            probes: 1,
+            last: None,
+        });
         web.backends[1].connect_failures = 2;
         web.backends[1].timeouts = 1;
         web.backends[0].local = true;
@@ -423,14 +450,14 @@ PROT  FRONTEND             ALGORITHM                SERVICE           STATE     
 TCP   10.96.0.9:80         random persistent 10800  default/web:http  ClusterIP
 TCP   203.0.113.7:80       random persistent 10800  default/web:http  LoadBalancer (Local, from 10.0.0.0/8 192.0.2.0/24)
 TCP   0.0.0.0:30080        random persistent 10800  default/web:http  NodePort (Local)
-        -> 10.1.0.2:8080                                              active                                              1       1           12         0          cluster  this
+        -> 10.1.0.2:8080                                              probing                                             1       1           12         0          cluster  this
         -> [fd00::2]:8080                                             suspect (left out)                                  1       0           3          0          cluster  other
 ";
         assert_eq!(services(&all, true), expected);
         let expected = "\
-PROT  BACKEND         NODE   STATE    ACTIVECONN  TOTALCONN  DATAGRAMS  FAILURES  SERVICES
-TCP   10.1.0.2:8080   this   active   1           12         0          0         default/web:http
-TCP   [fd00::2]:8080  other  suspect  0           3          0          3         default/web:http
+PROT  BACKEND         NODE   STATE                       ACTIVECONN  TOTALCONN  DATAGRAMS  FAILURES  SERVICES
+TCP   10.1.0.2:8080   this   probing (probe 1)           1           12         0          0         default/web:http
+TCP   [fd00::2]:8080  other  suspect (probe 12, silent)  0           3          0          3         default/web:http
 ";
         let list = backends(&all);
         assert_eq!(backend_table(&list), expected);

@@ -31,6 +31,17 @@ impl Verdict {
     }
 }
 
+/// What is known of a backend that is asked, or was.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Probing {
+    /// It is suspect. Otherwise a connection to it has failed, and the first probe is on its way.
+    pub suspect: bool,
+    /// Probes since that connection failed.
+    pub probes: u32,
+    /// How the last one ended.
+    pub last: Option<Verdict>,
+}
+
 /// A row of `BACKENDS` as long as it is the same backend's.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct Target {
@@ -81,6 +92,10 @@ enum Phase {
 struct Watch {
     target: Target,
     phase: Phase,
+    /// Since it was last good.
+    probes: u32,
+    /// How the last of these ended.
+    last: Option<Verdict>,
     /// When it last returned from being suspect.
     returned: Option<Instant>,
     /// Answers that it had to give then.
@@ -110,6 +125,7 @@ impl Detector {
         match watch.phase {
             Phase::Good { until } if until <= now => {
                 watch.phase = Phase::Checking;
+                (watch.probes, watch.last) = (1, None);
                 true
             }
             _ => false,
@@ -130,6 +146,7 @@ impl Detector {
             return false;
         };
         watch.reachable |= verdict == Verdict::Answered;
+        watch.last = Some(verdict);
         match (watch.phase, verdict) {
             (Phase::Good { .. }, _) => false,
             (Phase::Checking, Verdict::Answered) => watch.good(now),
@@ -189,6 +206,7 @@ impl Detector {
                 && probe.is_some_and(|at| at <= now)
             {
                 *probe = None;
+                watch.probes = watch.probes.saturating_add(1);
                 out.push(watch.target);
             }
         }
@@ -219,6 +237,28 @@ impl Detector {
         changed
     }
 
+    /// Rows of backends that are asked, now or in a while.
+    #[must_use]
+    pub fn probing(&self) -> HashMap<u32, Probing> {
+        let asked = self.watched.iter().filter_map(|(id, watch)| {
+            let suspect = match watch.phase {
+                Phase::Good { .. } => return None,
+                Phase::Checking => false,
+                Phase::Suspect { .. } => true,
+            };
+            let (probes, last) = (watch.probes, watch.last);
+            Some((
+                *id,
+                Probing {
+                    suspect,
+                    probes,
+                    last,
+                },
+            ))
+        });
+        asked.collect()
+    }
+
     /// The suspects, those first that have been it for longest, each with what the last probe that failed said.
     #[must_use]
     pub fn suspects(&self) -> Vec<(Target, Verdict)> {
@@ -242,6 +282,8 @@ impl Watch {
         Self {
             target,
             phase: Phase::Good { until: now },
+            probes: 0,
+            last: None,
             returned: None,
             answers: 1,
             reachable: false,
@@ -375,6 +417,31 @@ mod tests {
         detector.failed(target(1), now);
         detector.probed(target(1), Verdict::Silent, now);
         assert!(detector.probed(target(1), Verdict::Answered, now));
+    }
+
+    #[test]
+    fn who_is_asked_is_told_until_it_has_answered() {
+        let mut detector = Detector::default();
+        let start = Instant::now();
+        let told = |detector: &Detector| detector.probing().get(&1).copied();
+        detector.failed(target(1), start);
+        let probing = |suspect, probes, last| Probing {
+            suspect,
+            probes,
+            last,
+        };
+        assert_eq!(told(&detector), Some(probing(false, 1, None)));
+        detector.probed(target(1), Verdict::Silent, start);
+        assert_eq!(told(&detector), Some(probing(true, 1, Some(Verdict::Silent))));
+        detector.due(start + ms(500));
+        detector.probed(target(1), Verdict::Refused, start + ms(500));
+        assert_eq!(told(&detector), Some(probing(true, 2, Some(Verdict::Refused))));
+        detector.due(start + ms(1000));
+        detector.probed(target(1), Verdict::Answered, start + ms(1000));
+        assert_eq!(told(&detector), None);
+        // and begins anew
+        detector.failed(target(1), start + ms(1100));
+        assert_eq!(told(&detector), Some(probing(false, 1, None)));
     }
 
     #[test]

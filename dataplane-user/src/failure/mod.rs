@@ -7,7 +7,7 @@
 pub mod detector;
 pub(crate) mod probe;
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -20,7 +20,7 @@ use tokio::time::sleep_until;
 use tracing::{debug, error, info};
 
 use crate::kernel::{BackendReader, Events, socket_addr};
-use detector::{Detector, Target, Verdict};
+use detector::{Detector, Probing, Target, Verdict};
 
 /// Probes at a time: a node with many backends may fail at once.
 const PROBES: usize = 128;
@@ -39,20 +39,22 @@ pub trait Observer: Send + 'static {
     fn suspects(&self, count: usize);
 }
 
-/// Runs until the events end or nobody wants to know any more; `suspects` gets rows of `BACKENDS`, those first that have been
-/// suspect for longest.
-pub async fn run(
-    mut events: Events,
-    backends: BackendReader,
-    suspects: watch::Sender<Vec<u32>>,
-    observer: impl Observer,
-) {
+/// Where the results go.
+pub struct Findings {
+    /// Rows of `BACKENDS`, those first that have been suspect for longest.
+    pub suspects: watch::Sender<Vec<u32>>,
+    /// Rows that are asked whether they answer; for people.
+    pub probing: watch::Sender<HashMap<u32, Probing>>,
+}
+
+/// Runs until the events end or nobody wants to know any more.
+pub async fn run(mut events: Events, backends: BackendReader, findings: Findings, observer: impl Observer) {
     let mut work = Work {
         detector: Detector::default(),
         backends,
         probes: JoinSet::new(),
         at_once: Arc::new(Semaphore::new(PROBES)),
-        suspects,
+        findings,
         observer,
     };
     let now = Instant::now();
@@ -86,11 +88,12 @@ pub async fn run(
                 }
                 changed
             }
-            () = work.suspects.closed() => return,
+            () = work.findings.suspects.closed() => return,
         };
         if changed {
             work.publish();
         }
+        work.tell();
     }
 }
 
@@ -108,7 +111,7 @@ struct Work<O> {
     backends: BackendReader,
     probes: JoinSet<(Target, Verdict)>,
     at_once: Arc<Semaphore>,
-    suspects: watch::Sender<Vec<u32>>,
+    findings: Findings,
     observer: O,
 }
 
@@ -210,6 +213,16 @@ impl<O: Observer> Work<O> {
             }));
         }
         self.observer.suspects(ids.len());
-        self.suspects.send_replace(ids);
+        self.findings.suspects.send_replace(ids);
+    }
+
+    /// Says who is asked, if that has changed.
+    fn tell(&self) {
+        let now = self.detector.probing();
+        self.findings.probing.send_if_modified(|known| {
+            let changed = *known != now;
+            *known = now;
+            changed
+        });
     }
 }

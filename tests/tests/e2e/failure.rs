@@ -70,6 +70,20 @@ impl TwoNodes {
             .sum()
     }
 
+    /// How `beeline backend list` shows the far pod: its state, and how often it was asked whether it answers.
+    fn far_backend(&self) -> (String, u64) {
+        let all = agent::beeline_json(&self.near, &["backend", "list"]).unwrap();
+        let far = self.servers[1].addresses().map(|ip| ip.to_string());
+        let mut both: Vec<_> = all.as_array().unwrap().iter().collect();
+        both.retain(|it| it["protocol"] == "TCP" && far.iter().any(|ip| it["address"] == **ip));
+        assert_eq!(both.len(), 2, "{all:#}");
+        // only one family is asked for
+        let busy = both.iter().find(|it| it["state"] != "active");
+        let shown = busy.unwrap_or(&both[0]);
+        let probes = shown["probing"]["probes"].as_u64();
+        (shown["state"].as_str().unwrap().into(), probes.unwrap_or(0))
+    }
+
     fn suspects(&self) -> f64 {
         let found = agent::metric(&self.near, "beeline_backends_suspect").unwrap();
         found.unwrap()
@@ -129,11 +143,18 @@ fn a_node_without_power_gets_no_new_connections_after_two_seconds() {
         assert_eq!(report.replies.keys().collect::<Vec<_>>(), ["web-near"]);
         // its UDP port as well, which nobody can ask
         assert_eq!(scene.suspects(), 2.0);
+        let (state, probes) = scene.far_backend();
+        assert_eq!(state, "suspect");
+        wait_for("it to be asked again", PROPAGATION, || {
+            Ok((scene.far_backend().1 > probes).then_some(()))
+        })
+        .unwrap();
 
         // it returns when it answers, and those who waited for it are served
         scene.cluster.plug_in(&scene.far).unwrap();
         scene.wait_both(target);
         assert_eq!(scene.suspects(), 0.0);
+        assert_eq!(scene.far_backend(), ("active".to_owned(), 0));
         let load = load.stop().unwrap();
         assert_eq!(load.failed, 0, "{load:?}");
     }
