@@ -453,13 +453,6 @@ fn proxy_configuration(
             unsupported.join(", ")
         ));
     }
-    let not_yet = proxyconfig::not_yet(&config);
-    if !not_yet.is_empty() {
-        warnings.push(format!(
-            "these settings of kube-proxy are not followed yet: {}",
-            not_yet.join(", ")
-        ));
-    }
     Ok((config, file))
 }
 

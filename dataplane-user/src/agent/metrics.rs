@@ -1,6 +1,7 @@
 //! What Prometheus reads: kube-proxy's names where they mean the same (spec kube-proxy 4), ours with `beeline_`.
 
 mod labels;
+mod other_modes;
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
@@ -395,6 +396,7 @@ impl Metrics {
             drop(metrics.livez.get_or_create(&CodeLabel { code }));
         }
         metrics.overlay.register(&mut registry);
+        other_modes::register(&mut registry);
         Self { registry, ..metrics }
     }
 }
@@ -636,6 +638,7 @@ mod tests {
         ] {
             histogram.get_or_create(&v4).observe(0.003);
         }
+        drop(metrics.reconciler_duration.get_or_create(&v4));
         let policy = PolicyLabel {
             traffic_policy: "internal",
             ip_family: "IPv4",
@@ -686,6 +689,56 @@ mod tests {
             ),
             ("kubeproxy_proxy_healthz_total", "counter", "code"),
             ("kubeproxy_proxy_livez_total", "counter", "code"),
+            (
+                "kubeproxy_conntrack_reconciler_sync_duration_seconds",
+                "histogram",
+                "ip_family",
+            ),
+            (
+                "kubeproxy_conntrack_reconciler_deleted_entries_total",
+                "counter",
+                "ip_family",
+            ),
+            (
+                "kubeproxy_sync_proxy_rules_nftables_sync_failures_total",
+                "counter",
+                "ip_family",
+            ),
+            (
+                "kubeproxy_sync_proxy_rules_nftables_cleanup_failures_total",
+                "counter",
+                "ip_family",
+            ),
+            (
+                "kubeproxy_sync_proxy_rules_iptables_restore_failures_total",
+                "counter",
+                "ip_family",
+            ),
+            (
+                "kubeproxy_sync_proxy_rules_iptables_partial_restore_failures_total",
+                "counter",
+                "ip_family",
+            ),
+            (
+                "kubeproxy_sync_proxy_rules_iptables_total",
+                "gauge",
+                "ip_family table",
+            ),
+            (
+                "kubeproxy_sync_proxy_rules_iptables_last",
+                "gauge",
+                "ip_family table",
+            ),
+            (
+                "kubeproxy_iptables_ct_state_invalid_dropped_packets_total",
+                "counter",
+                "",
+            ),
+            (
+                "kubeproxy_iptables_localhost_nodeports_accepted_packets_total",
+                "counter",
+                "",
+            ),
             ("process_resident_memory_bytes", "gauge", ""),
             ("process_virtual_memory_bytes", "gauge", ""),
             ("process_cpu_seconds_total", "counter", ""),

@@ -17,7 +17,7 @@ pub use types::{
     ClientConnection, Conntrack, DetectLocal, Iptables, Ipvs, KubeProxyConfiguration, Logging, Nftables,
     Winkernel,
 };
-pub use unsupported::{not_yet, unsupported};
+pub use unsupported::unsupported;
 pub use validate::validate;
 pub use watch::changed;
 

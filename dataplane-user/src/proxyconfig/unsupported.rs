@@ -27,9 +27,6 @@ const UNSUPPORTED: &[&str] = &[
     "/windowsRunAsService",
 ];
 
-/// Fields that the dataplane will follow once it has what they are about.
-const NOT_YET: &[&str] = &["/detectLocal"];
-
 /// Fields that are set to something else than kube-proxy's default and have no meaning here, with their values.
 #[must_use]
 pub fn unsupported(config: &KubeProxyConfiguration) -> Vec<String> {
@@ -48,12 +45,6 @@ pub fn unsupported(config: &KubeProxyConfiguration) -> Vec<String> {
         found.push(format!("clientConnection.contentType ({content_type:?})"));
     }
     found
-}
-
-/// Fields that are set and that the dataplane does not follow yet, with their values.
-#[must_use]
-pub fn not_yet(config: &KubeProxyConfiguration) -> Vec<String> {
-    differing(config, NOT_YET)
 }
 
 fn differing(config: &KubeProxyConfiguration, fields: &[&str]) -> Vec<String> {
@@ -98,16 +89,12 @@ mod tests {
         config.ipvs.scheduler = "dh".into();
         let all = unsupported(&config);
         assert!(all.contains(&r#"ipvs.scheduler ("dh")"#.to_owned()), "{all:?}");
-        assert_eq!(
-            not_yet(&config),
-            [r#"detectLocal ({"bridgeInterface":"br0","interfaceNamePrefix":""})"#]
-        );
     }
 
     #[test]
     fn every_pointer_leads_somewhere() {
         let default = serde_json::to_value(KubeProxyConfiguration::defaults()).unwrap();
-        for field in UNSUPPORTED.iter().chain(NOT_YET) {
+        for field in UNSUPPORTED {
             assert!(default.pointer(field).is_some(), "{field}");
         }
     }
