@@ -13,7 +13,7 @@ use crate::pair::{
 };
 
 /// The service's addresses with a port.
-fn cluster_ips(port: u16) -> [SocketAddr; 2] {
+pub(crate) fn cluster_ips(port: u16) -> [SocketAddr; 2] {
     [V4, V6].map(|ip| SocketAddr::new(ip.parse().unwrap(), port))
 }
 

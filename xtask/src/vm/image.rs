@@ -12,12 +12,13 @@ use super::kernel::Kernel;
 use crate::run;
 
 /// Parts of the modules that a node needs: all of networking, and what that builds on.
-const MODULES: [&str; 7] = [
+const MODULES: [&str; 8] = [
     "kernel/net",
     "kernel/lib",
     "kernel/crypto",
     "kernel/arch/x86/crypto",
     "kernel/drivers/net/veth.ko",
+    "kernel/drivers/net/bonding",
     "kernel/drivers/net/dummy.ko",
     "kernel/drivers/net/vxlan",
 ];
