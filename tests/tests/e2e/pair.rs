@@ -5,7 +5,8 @@ use std::net::{IpAddr, SocketAddr};
 use beeline_tests::client::{Mode, Question};
 use beeline_tests::objects::{endpoint, service, slice_of};
 use beeline_tests::{
-    Agent, AgentOptions, Cluster, Load, LoadReport, Node, ObjectDir, OutsideHost, Place, Pod, agent, wait_for,
+    Agent, AgentOptions, Cluster, Load, LoadReport, Node, ObjectDir, OutsideHost, Place, Pod, agent,
+    slowness, wait_for,
 };
 use serde_json::{Value, json};
 
@@ -276,7 +277,7 @@ pub(crate) fn sources(place: &Place, target: SocketAddr, mode: Mode, count: u64)
 /// A question that does not wait long for an answer that should not come.
 pub(crate) fn impatient(mode: Mode) -> Question {
     Question {
-        timeout_ms: 300,
+        timeout_ms: 300 * u64::from(slowness()),
         ..mode.into()
     }
 }
