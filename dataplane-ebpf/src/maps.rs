@@ -8,6 +8,7 @@ use dataplane_common::abi::{
     Addr, Affinity, AffinityKey, Backend, BackendHealth, BackendStats, COUNTERS as COUNTER_NAMES, Counter,
     Device, Event, Flow, FlowKey, FragmentKey, FragmentPorts, FrontendKey, FrontendValue, NetnsAddrs,
     NodeConfig, Pod, PodDevice, Service, ServiceStats, Slot, SockFlow, SockOrigin, SockOriginKey, SockState,
+    Trace,
 };
 
 const MMAPABLE: usize = BPF_F_MMAPABLE as usize;
@@ -96,12 +97,11 @@ pub static CONNTRACK: LruHashMap<FlowKey, Flow, 131_072> = LruHashMap::new();
 pub static NAT: LruHashMap<FlowKey, Flow, 65_536> = LruHashMap::new();
 
 /// So many bits of a tuple's hash say where its trace is.
-pub const TRACE_BITS: u32 = 18;
+pub const TRACE_BITS: u32 = 16;
 
-/// What is left of flows that the kernel has forgotten: for a tuple that was translated, a part of its hash at the place
-/// that another part names.
+/// What is left of flows that the kernel has forgotten.
 #[btf_map]
-pub static TRACES: Array<u32, { 1 << TRACE_BITS }> = Array::new();
+pub static TRACES: Array<Trace, { 1 << TRACE_BITS }> = Array::new();
 
 /// Whose packets to the world get the node's address, and what is not the world. The key is a `MasqueradeKey`, whose first
 /// word is the trie's.

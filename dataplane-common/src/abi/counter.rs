@@ -73,12 +73,10 @@ pub enum Counter {
     ShortWay = 33,
     /// Packets between pods that the node's own forwarding had to carry.
     LongWay = 34,
-    /// Dropped: it would have ended a connection of which one end was not recognized, because its flow was forgotten.
-    Stray = 35,
 }
 
 /// Every counter, in order, with the name that metrics and `beeline status` show.
-pub const COUNTERS: [(Counter, &str); 36] = [
+pub const COUNTERS: [(Counter, &str); 35] = [
     (Counter::Connected, "connected"),
     (Counter::DatagramTranslated, "datagram_translated"),
     (Counter::NoBackend, "no_backend"),
@@ -114,7 +112,6 @@ pub const COUNTERS: [(Counter, &str); 36] = [
     (Counter::OverLimit, "over_limit"),
     (Counter::ShortWay, "short_way"),
     (Counter::LongWay, "long_way"),
-    (Counter::Stray, "stray"),
 ];
 
 const _: () = {

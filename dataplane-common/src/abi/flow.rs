@@ -101,6 +101,32 @@ const _: () = {
     assert!(offset_of!(Flow, bytes) == 48);
 };
 
+/// Value of `TRACES`, near the place that a part of the tuple's hash names: what is left of the entry of a flow's answers when
+/// it is forgotten.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Trace {
+    /// The entry's key. A role of 0 is nobody's.
+    pub key: FlowKey,
+    /// As in [`Flow`].
+    pub addr: Addr,
+    /// As in [`Flow`].
+    pub port: BePort,
+    /// As in [`Flow`].
+    pub client_port: BePort,
+    /// Always 0.
+    pub pad: u32,
+}
+
+const _: () = {
+    // a cache line
+    assert!(size_of::<Trace>() == 64 && align_of::<Trace>() == 4);
+    assert!(offset_of!(Trace, addr) == 40);
+    assert!(offset_of!(Trace, port) == 56);
+    assert!(offset_of!(Trace, client_port) == 58);
+    assert!(offset_of!(Trace, pad) == 60);
+};
+
 /// Key of `FRAGMENTS`: what the fragments of one datagram have in common (RFC 791 3.2, RFC 8200 4.5).
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]

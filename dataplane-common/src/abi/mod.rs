@@ -22,7 +22,9 @@ pub use config::{
     masquerade, node_addr_flag,
 };
 pub use counter::{COUNTERS, Counter};
-pub use flow::{Affinity, AffinityKey, Flow, FlowKey, FragmentKey, FragmentPorts, flow_flag, flow_role};
+pub use flow::{
+    Affinity, AffinityKey, Flow, FlowKey, FragmentKey, FragmentPorts, Trace, flow_flag, flow_role,
+};
 pub use frontend::{FrontendKey, FrontendValue, frontend_class, frontend_flag, frontend_kind, protocol};
 pub use health::{BackendHealth, Event, event_kind};
 pub use pod::{Limit, Pod, PodDevice, pod_flag};
@@ -82,7 +84,7 @@ pub mod map_name {
     pub const PODS: &str = "PODS";
     /// Hash: interface index (`u32`) of a pod's device to [`super::PodDevice`].
     pub const POD_DEVICES: &str = "POD_DEVICES";
-    /// Array: `u32` that say which tuples once belonged to a flow.
+    /// Array by a part of a tuple's hash: [`super::Trace`].
     pub const TRACES: &str = "TRACES";
     /// LRU hash: [`super::FragmentKey`] to [`super::FragmentPorts`].
     pub const FRAGMENTS: &str = "FRAGMENTS";
@@ -98,7 +100,7 @@ mod plain {
         Addr, Affinity, AffinityKey, Backend, BackendHealth, BackendStats, Device, Event, Flow, FlowKey,
         FragmentKey, FragmentPorts, FrontendKey, FrontendValue, Limit, MasqueradeKey, NetnsAddrs, NodeConfig,
         Pod, PodDevice, Service, ServiceStats, Slot, SockFlow, SockOrigin, SockOriginKey, SockState,
-        SourceRangeKey,
+        SourceRangeKey, Trace,
     };
 
     macro_rules! pod {
@@ -135,6 +137,7 @@ mod plain {
         SockOrigin,
         SockOriginKey,
         SockState,
-        SourceRangeKey
+        SourceRangeKey,
+        Trace
     );
 }

@@ -220,11 +220,11 @@ pub(super) fn keep_answers(scratch: &mut Scratch, flow: &Flow, now: u64) {
         return;
     }
     set_reverse_key(&mut scratch.other, head, flow);
-    trace::leave(&scratch.other);
+    set_back(&mut scratch.back, head, flow, now);
+    trace::leave(&scratch.other, &scratch.back, now);
     if CONNTRACK.get_ptr(&scratch.other).is_some() {
         return;
     }
-    set_back(&mut scratch.back, head, flow, now);
     if CONNTRACK
         .insert(&scratch.other, &scratch.back, u64::from(BPF_NOEXIST))
         .is_ok()
@@ -297,7 +297,7 @@ pub(super) fn create(scratch: &mut Scratch, config: &NodeConfig, now: u64) -> bo
     {
         return false;
     }
-    trace::leave(&scratch.other);
+    trace::leave(&scratch.other, &scratch.back, now);
     // In a full map the second entry may have cost the first one its place. That it is looked up here also saves it from
     // being the next to go: it has not been used yet.
     if CONNTRACK.get_ptr(&scratch.other).is_none() {

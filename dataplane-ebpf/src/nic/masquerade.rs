@@ -96,13 +96,13 @@ fn keep_answers(scratch: &mut Scratch, flow: &Flow, now: u64) -> bool {
     set_answer_key(&mut scratch.other, head, flow_role::NAT_REVERSE);
     scratch.other.dst = flow.addr;
     scratch.other.dst_port = flow.port;
-    trace::leave(&scratch.key);
-    trace::leave(&scratch.other);
+    set_entry(&mut scratch.back, head.src, head.src_port, now);
+    trace::leave(&scratch.other, &scratch.back, now);
+    trace::leave(&scratch.key, flow, now);
     if let Some(known) = NAT.get_ptr(&scratch.other) {
         // SAFETY: from a successful lookup.
         return leads_to(unsafe { &*known }, head);
     }
-    set_entry(&mut scratch.back, head.src, head.src_port, now);
     // if somebody else is faster, the next packet sees it
     let _ = NAT.insert(&scratch.other, &scratch.back, u64::from(BPF_NOEXIST));
     true
@@ -215,8 +215,8 @@ fn make(scratch: &mut Scratch, config: *const NodeConfig, device: &Device, now: 
     if NAT.insert(&scratch.key, &*flow, u64::from(BPF_ANY)).is_err() {
         return Err(Counter::FlowLost);
     }
-    trace::leave(&scratch.key);
-    trace::leave(&scratch.other);
+    trace::leave(&scratch.key, &scratch.flow, now);
+    trace::leave(&scratch.other, &scratch.back, now);
     // as for flows of services: used, and there after the second one
     if NAT.get_ptr(&scratch.other).is_none() {
         let _ = NAT.insert(&scratch.other, &scratch.back, u64::from(BPF_NOEXIST));

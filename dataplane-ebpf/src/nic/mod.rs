@@ -17,8 +17,8 @@ mod service;
 pub(crate) mod skb;
 mod trace;
 
-use aya_ebpf::bindings::{__sk_buff, BPF_ANY};
-use aya_ebpf::btf_maps::PerCpuArray;
+use aya_ebpf::bindings::{__sk_buff, BPF_ANY, BPF_NOEXIST};
+use aya_ebpf::btf_maps::{LruHashMap, PerCpuArray};
 use aya_ebpf::macros::btf_map;
 use dataplane_common::abi::{
     Addr, AffinityKey, BePort, Counter, Device, Flow, FlowKey, FragmentKey, FragmentPorts, NodeConfig,
@@ -198,10 +198,9 @@ fn incoming<const POD: bool>(skb: *mut __sk_buff) -> i32 {
     let port = scratch.head.dst_port.to_host();
     let mut counter = Counter::PacketUnmasqueraded;
     let mut found = false;
-    let reserved = port >= config_row.nat_first && port <= config_row.nat_last;
-    if reserved {
+    if port >= config_row.nat_first && port <= config_row.nat_last {
         flow::set_key(&mut scratch.key, &scratch.head, flow_role::NAT_REVERSE);
-        if let Some(nat) = NAT.get_ptr_mut(&scratch.key) {
+        if let Some(nat) = known(&NAT, scratch, now) {
             // SAFETY: from a successful lookup.
             let nat = unsafe { &mut *nat };
             flow::touch(nat, &scratch.head, now);
@@ -225,9 +224,6 @@ fn incoming<const POD: bool>(skb: *mut __sk_buff) -> i32 {
             }
             Err(verdict) => {
                 if !POD && verdict == PASS {
-                    if reserved && trace::is_answer(&scratch.head, &mut scratch.other) {
-                        return drop_for(Counter::Stray);
-                    }
                     pods::arrive(scratch, now);
                 }
                 return verdict;
@@ -276,9 +272,6 @@ fn towards_backend<const POD: bool>(
     let pod = POD && service::is_pod(&scratch.head, device, config);
     match service::choose(scratch, config, pod, now) {
         Found::Nothing => {
-            if trace::is_refusal(&scratch.head, &mut scratch.other) {
-                return Err(drop_for(Counter::Stray));
-            }
             flow::give_way(scratch, now);
             return Err(PASS);
         }
@@ -324,7 +317,7 @@ fn outgoing<const POD: bool>(skb: *mut __sk_buff) -> i32 {
     let bit = || unsafe { (&raw const (*config).mark).read_volatile() };
     if skb.mark() & bit() == 0 {
         flow::set_key(&mut scratch.key, &scratch.head, flow_role::REVERSE);
-        if let Some(known) = CONNTRACK.get_ptr_mut(&scratch.key) {
+        if let Some(known) = known(&CONNTRACK, scratch, now) {
             // SAFETY: from a successful lookup.
             let known = unsafe { &mut *known };
             let first = known.packets == 0;
@@ -337,7 +330,7 @@ fn outgoing<const POD: bool>(skb: *mut __sk_buff) -> i32 {
             }
             return translate(skb, scratch, Side::Source, Counter::PacketReverse);
         }
-        if POD || !pods::leave(scratch, device) {
+        if POD || !pods::leave(scratch, device, now) {
             return PASS;
         }
     }
@@ -352,6 +345,21 @@ fn outgoing<const POD: bool>(skb: *mut __sk_buff) -> i32 {
         return PASS;
     }
     translate(skb, scratch, Side::Source, Counter::PacketMasqueraded)
+}
+
+/// The entry of `scratch.key`, the packet's tuple, made again if it was forgotten.
+#[inline(always)]
+fn known<const N: usize>(
+    map: &LruHashMap<FlowKey, Flow, N>,
+    scratch: &mut Scratch,
+    now: u64,
+) -> Option<*mut Flow> {
+    let found = map.get_ptr_mut(&scratch.key);
+    if found.is_some() || !trace::recall(scratch, now) {
+        return found;
+    }
+    let _ = map.insert(&scratch.key, &scratch.flow, u64::from(BPF_NOEXIST));
+    map.get_ptr_mut(&scratch.key)
 }
 
 /// The backend has answered: the forward entry says so from now on.

@@ -6,7 +6,7 @@ use dataplane_common::abi::{Addr, Device, flow_role, masquerade, protocol};
 use dataplane_common::packet::head_flag;
 
 use super::flow::{opens, set_answer_key, set_entry, set_key};
-use super::{Scratch, trace};
+use super::{Scratch, known};
 use crate::maps::{MASQUERADE, NAT};
 
 /// What is known of an address: flags of [`masquerade`]; 0 is the world.
@@ -21,7 +21,7 @@ pub(crate) fn class(addr: &Addr) -> u32 {
 
 /// True if a packet's source is [`super::masquerade::source`]'s to choose, which may leave it as it is.
 #[inline(always)]
-pub(super) fn leave(scratch: &mut Scratch, device: &Device) -> bool {
+pub(super) fn leave(scratch: &mut Scratch, device: &Device, now: u64) -> bool {
     let head = &scratch.head;
     // most of what leaves is the node's own, or goes to another pod
     if head.src.same(&device.v4)
@@ -39,11 +39,13 @@ pub(super) fn leave(scratch: &mut Scratch, device: &Device) -> bool {
     if NAT.get_ptr(&scratch.key).is_some() {
         return true;
     }
-    // What is under way and not known was begun by the other end, or before this program came: both know the pod. What has
-    // left a trace was forgotten.
     let head = &scratch.head;
-    head.flags & (head_flag::LATER_FRAGMENT | head_flag::ICMP_ERROR) == 0
-        && (opens(head) || trace::is_there(&scratch.key))
+    if head.flags & (head_flag::LATER_FRAGMENT | head_flag::ICMP_ERROR) != 0 {
+        return false;
+    }
+    // What is under way and not known was forgotten, or was begun by the other end, or before this program came: then both
+    // know the pod.
+    opens(head) || known(&NAT, scratch, now).is_some()
 }
 
 /// A packet comes from the world to a pod: if it is a datagram, its answers keep the pod's address. The answers of a TCP

@@ -1,88 +1,135 @@
 //! What is left of a flow when the kernel has forgotten its entries.
 //!
-//! `CONNTRACK` and `NAT` forget what was not used for longest when they are full. The next packet of the client makes the
-//! entries again, but an answer that is under way meanwhile is not recognized: it reaches the client (or the node) from a
-//! peer that it does not know, who resets a connection that is none of its own. So each flow leaves a trace of its tuple,
-//! which costs 4 bytes, and what would end a connection by such a mistake is dropped: TCP sends the answer again.
+//! `CONNTRACK` and `NAT` forget what was not used for longest when they are full. The client's next packet makes the entries
+//! again; but an answer may come before it, and nothing in an answer says whom the client has called. Not recognized, it
+//! would reach the client (or, of a masqueraded flow, the node) from a peer that it does not know, and be refused with a
+//! reset that ends the connection. So each flow leaves a copy of the entry of its answers, where only many other flows
+//! take it away.
 
-use dataplane_common::abi::{FlowKey, flow_role, protocol};
-use dataplane_common::packet::{Head, head_flag, tcp_flag};
+use core::ptr::{copy_nonoverlapping, read_volatile, write_volatile};
 
-use super::flow::{set_answer_key, set_key, tuple_hash};
-use crate::maps::{TRACE_BITS, TRACES};
+use dataplane_common::abi::{Counter, Flow, FlowKey, Trace, protocol};
+use dataplane_common::packet::{head_flag, tcp_flag};
 
-/// Where the trace of a tuple is, and what it is: never 0.
+use super::Scratch;
+use super::flow::{set_entry, tuple_hash};
+use crate::maps::{TRACE_BITS, TRACES, count};
+
+/// A tuple may be at so many places, one behind the other.
+const PLACES: u32 = 1 << 2;
+
+/// The first of a tuple's places.
 #[inline(always)]
-fn place(key: &FlowKey) -> (Option<*mut u32>, u32) {
+fn first(key: &FlowKey) -> u32 {
     let hash = tuple_hash(&key.dst, key.dst_port, &key.src, key.src_port, key.protocol);
-    let index = (hash >> (64 - TRACE_BITS)) as u32;
-    (TRACES.get_ptr_mut(index), (hash << TRACE_BITS >> 32) as u32 | 1)
+    (hash >> (64 - TRACE_BITS)) as u32 & !(PLACES - 1)
 }
 
-/// Notes that the tuple belongs to a flow.
+/// Where the tuple is.
 #[inline(always)]
-pub(super) fn leave(key: &FlowKey) {
-    if let (Some(at), mark) = place(key) {
-        // SAFETY: an aligned word from a successful lookup. Whoever writes last is remembered.
-        unsafe {
-            if at.read_volatile() != mark {
-                at.write_volatile(mark);
-            }
+fn find(key: &FlowKey) -> Option<*mut Trace> {
+    let first = first(key);
+    let mut i = 0;
+    while i < PLACES {
+        let at = TRACES.get_ptr_mut(first + i)?;
+        if is_of(at, key) {
+            return Some(at);
         }
+        i += 1;
     }
+    None
 }
 
-/// True if the tuple belonged to a flow, unless that was so long ago that others have left their traces.
+/// Where a tuple may go that is nowhere yet: a place that is free, or another's.
 #[inline(always)]
-pub(super) fn is_there(key: &FlowKey) -> bool {
-    match place(key) {
-        // SAFETY: as in `leave`.
-        (Some(at), mark) => unsafe { at.read_volatile() == mark },
-        _ => false,
+fn take(key: &FlowKey, now: u64) -> Option<*mut Trace> {
+    let first = first(key);
+    let mut i = 0;
+    while i < PLACES {
+        let at = TRACES.get_ptr_mut(first + i)?;
+        // SAFETY: from a successful lookup.
+        if unsafe { read_volatile(&raw const (*at).key.role) } == 0 {
+            return Some(at);
+        }
+        i += 1;
+    }
+    // as good as any: two bits of the microsecond
+    TRACES.get_ptr_mut(first + (now << 52 >> 62) as u32)
+}
+
+#[inline(always)]
+fn is_of(at: *const Trace, key: &FlowKey) -> bool {
+    // SAFETY: the callers have `at` from a successful lookup. What another CPU writes meanwhile has no role.
+    let held = unsafe { &(*at).key };
+    // SAFETY: as above; read each time.
+    let role = unsafe { read_volatile(&raw const (*at).key.role) };
+    role == key.role
+        && held.src_port == key.src_port
+        && held.dst_port == key.dst_port
+        && held.protocol == key.protocol
+        && held.src.same(&key.src)
+        && held.dst.same(&key.dst)
+}
+
+/// Keeps a copy of an entry.
+#[inline(always)]
+pub(super) fn leave(key: &FlowKey, flow: &Flow, now: u64) {
+    let at = match find(key) {
+        // SAFETY: the place is from a successful lookup.
+        Some(at) if unsafe { (*at).addr.same(&flow.addr) && (*at).port == flow.port } => return,
+        Some(at) => at,
+        None => match take(key, now) {
+            Some(at) => at,
+            None => return,
+        },
+    };
+    // SAFETY: the place is from a successful lookup.
+    unsafe {
+        // whoever reads between does not find it
+        write_volatile(&raw mut (*at).key.role, 0);
+        (*at).addr = flow.addr;
+        (*at).port = flow.port;
+        (*at).client_port = flow.client_port;
+        let (from, to): (*const u8, *mut u8) = ((&raw const *key).cast(), (&raw mut (*at).key).cast());
+        copy_nonoverlapping(from, to, core::mem::offset_of!(FlowKey, role));
+        write_volatile(&raw mut (*at).key.role, key.role);
     }
 }
 
-/// The tuple is another flow's from now on.
+/// The tuple is someone else's from now on.
 #[inline(always)]
 pub(super) fn wipe(key: &FlowKey) {
-    if let (Some(at), mark) = place(key) {
-        // SAFETY: as in `leave`.
-        unsafe {
-            if at.read_volatile() == mark {
-                at.write_volatile(0);
-            }
-        }
+    if let Some(at) = find(key) {
+        // SAFETY: the place is from a successful lookup.
+        unsafe { write_volatile(&raw mut (*at).key.role, 0) };
     }
 }
 
+/// Fills `scratch.flow` with what is left of the entry of `scratch.key`, the tuple of the packet. False if there is nothing,
+/// or if the packet may begin a connection. Only TCP has what could be ended by a mistake.
 #[inline(always)]
-fn is_tcp(head: &Head) -> bool {
+pub(super) fn recall(scratch: &mut Scratch, now: u64) -> bool {
+    let (key, head) = (&scratch.key, &scratch.head);
     let apart = head_flag::ICMP_ERROR | head_flag::LATER_FRAGMENT;
-    head.protocol == protocol::TCP && head.flags & apart == 0
-}
-
-/// True for the reset with which a client refuses an answer that reached it untranslated. Such a reset acknowledges nothing
-/// (RFC 9293 3.10.7.1), unlike that of a program that gives a connection up.
-#[inline(always)]
-pub(super) fn is_refusal(head: &Head, key: &mut FlowKey) -> bool {
-    if !is_tcp(head) || head.tcp_flags & (tcp_flag::RST | tcp_flag::ACK) != tcp_flag::RST {
+    if head.protocol != protocol::TCP || head.flags & apart != 0 {
         return false;
     }
-    set_answer_key(key, head, flow_role::REVERSE);
-    is_there(key)
-}
-
-/// True for an answer to a masqueraded flow that the node would refuse, because it has no such connection itself.
-#[inline(always)]
-pub(super) fn is_answer(head: &Head, key: &mut FlowKey) -> bool {
-    if !is_tcp(head) {
+    let Some(at) = find(key) else {
         return false;
-    }
-    set_key(key, head, flow_role::NAT_REVERSE);
+    };
     if head.tcp_flags & tcp_flag::SYN != 0 {
-        // a connection begins, which may be the node's: then the tuple is not the flow's any more
-        wipe(key);
+        // a connection begins, which may have nothing to do with that flow
+        // SAFETY: the place is from a successful lookup.
+        unsafe { write_volatile(&raw mut (*at).key.role, 0) };
         return false;
     }
-    is_there(key)
+    // SAFETY: the place is from a successful lookup.
+    let (addr, port, client_port) = unsafe { ((*at).addr, (*at).port, (*at).client_port) };
+    if !is_of(at, key) {
+        return false;
+    }
+    set_entry(&mut scratch.flow, addr, port, now);
+    scratch.flow.client_port = client_port;
+    count(Counter::FlowRecovered);
+    true
 }

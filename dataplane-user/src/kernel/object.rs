@@ -5,7 +5,7 @@ use dataplane_common::abi::{
     Addr, Affinity, AffinityKey, Backend, BackendHealth, BackendStats, COUNTERS, Device, Flow, FlowKey,
     FragmentKey, FragmentPorts, FrontendKey, FrontendValue, MasqueradeKey, NetnsAddrs, NodeConfig, Pod,
     PodDevice, Service, ServiceStats, Slot, SockFlow, SockOrigin, SockOriginKey, SockState, SourceRangeKey,
-    map_name,
+    Trace, map_name,
 };
 
 use super::Sizes;
@@ -83,7 +83,7 @@ pub const MAPS: [MapSpec; 26] = [
     spec::<u32, Device>(map_name::DEVICES, MapType::Hash, F_NO_PREALLOC),
     spec::<FlowKey, Flow>(map_name::CONNTRACK, MapType::LruHash, 0),
     spec::<FlowKey, Flow>(map_name::NAT, MapType::LruHash, 0),
-    spec::<u32, u32>(map_name::TRACES, MapType::Array, 0),
+    spec::<u32, Trace>(map_name::TRACES, MapType::Array, 0),
     spec::<FragmentKey, FragmentPorts>(map_name::FRAGMENTS, MapType::LruHash, 0),
     spec::<MasqueradeKey, u32>(map_name::MASQUERADE, MapType::LpmTrie, F_NO_PREALLOC),
     spec::<Addr, Pod>(map_name::PODS, MapType::Hash, F_NO_PREALLOC),
