@@ -6,6 +6,7 @@ use std::path::Path;
 use aya::maps::{HashMap, Map, MapData, MapError};
 use dataplane_common::abi::{Device, map_name};
 
+use super::maps::gone;
 use super::{KernelError, open_map};
 
 /// Writes `DEVICES`. The programs see a change at once.
@@ -61,9 +62,6 @@ impl DeviceTable {
     ///
     /// If the kernel refuses.
     pub fn remove(&mut self, ifindex: u32) -> Result<(), KernelError> {
-        match self.0.remove(&ifindex) {
-            Err(MapError::KeyNotFound) => Ok(()),
-            other => other.map_err(fail),
-        }
+        gone(self.0.remove(&ifindex)).map_err(fail)
     }
 }

@@ -106,7 +106,7 @@ fn failure(map: &'static str, max: u32, operation: &'static str, error: AyaMapEr
 }
 
 /// That something is gone already is no failure of a deletion.
-fn gone(result: Result<(), AyaMapError>) -> Result<(), AyaMapError> {
+pub(super) fn gone(result: Result<(), AyaMapError>) -> Result<(), AyaMapError> {
     match result {
         Err(AyaMapError::SyscallError(call)) if call.io_error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
         other => other,

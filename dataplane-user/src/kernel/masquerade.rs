@@ -8,6 +8,7 @@ use aya::maps::{Map, MapData, MapError};
 use dataplane_common::abi::{Addr, map_name};
 use ipnet::IpNet;
 
+use super::maps::gone;
 use super::{KernelError, open_map};
 
 /// Writes `MASQUERADE`. The programs see a change at once.
@@ -68,10 +69,7 @@ impl MasqueradeTable {
                 .map_err(fail)?;
         }
         for (length, data) in found.keys().filter(|key| !wanted.contains_key(*key)) {
-            match self.map.remove(&Key::new(*length, *data)) {
-                Ok(()) | Err(MapError::KeyNotFound) => {}
-                Err(error) => return Err(fail(error)),
-            }
+            gone(self.map.remove(&Key::new(*length, *data))).map_err(fail)?;
         }
         Ok(())
     }

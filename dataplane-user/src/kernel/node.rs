@@ -11,6 +11,7 @@ use aya::maps::{HashMap, Map, MapData, MapError};
 use dataplane_common::abi::{Addr, NetnsAddrs, NodeConfig, Range, config_flag, map_name};
 
 use super::arrays::MappedArray;
+use super::maps::gone;
 use super::{KernelError, open_map};
 
 /// Writes `CONFIG`, `NODE_ADDRS` and `NETNS_ADDRS`. The programs see a change at once.
@@ -187,10 +188,7 @@ fn update<K: Pod + Ord, V: Pod + PartialEq>(
         }
     }
     for key in found.keys().filter(|key| !wanted.contains_key(key)) {
-        match map.remove(key) {
-            Ok(()) | Err(MapError::KeyNotFound) => {}
-            Err(error) => return Err(error),
-        }
+        gone(map.remove(key))?;
     }
     Ok(())
 }

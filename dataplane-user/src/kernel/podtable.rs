@@ -1,13 +1,13 @@
 //! `PODS` and `POD_DEVICES`: the pods of this node whose devices are ours.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::ErrorKind;
 use std::path::Path;
 
 use aya::Pod as Plain;
 use aya::maps::{HashMap, Map, MapData, MapError};
 use dataplane_common::abi::{Addr, Pod, PodDevice, map_name, pod_flag};
 
+use super::maps::gone;
 use super::{KernelError, open_map};
 
 /// Writes both maps. The programs see a change at once.
@@ -30,13 +30,6 @@ fn open<K: Plain, V: Plain>(
 ) -> Result<HashMap<MapData, K, V>, KernelError> {
     let map = Map::HashMap(open_map(pin_dir, name)?);
     map.try_into().map_err(fail(name))
-}
-
-fn remove<K: Plain, V: Plain>(map: &mut HashMap<MapData, K, V>, key: &K) -> Result<(), MapError> {
-    match map.remove(key) {
-        Err(MapError::SyscallError(error)) if error.io_error.kind() == ErrorKind::NotFound => Ok(()),
-        other => other,
-    }
 }
 
 impl PodTable {
@@ -113,8 +106,8 @@ impl PodTable {
     pub fn remove(&mut self, addrs: &[Addr]) -> Result<(), KernelError> {
         for addr in addrs {
             if let Ok(pod) = self.pods.get(addr, 0) {
-                remove(&mut self.devices, &pod.ifindex).map_err(fail(map_name::POD_DEVICES))?;
-                remove(&mut self.pods, addr).map_err(fail(map_name::PODS))?;
+                gone(self.devices.remove(&pod.ifindex)).map_err(fail(map_name::POD_DEVICES))?;
+                gone(self.pods.remove(addr)).map_err(fail(map_name::PODS))?;
             }
         }
         Ok(())
@@ -128,11 +121,11 @@ impl PodTable {
     pub fn retain(&mut self, known: &BTreeSet<u32>) -> Result<(), KernelError> {
         for (addr, pod) in self.pods()? {
             if !known.contains(&pod.ifindex) {
-                remove(&mut self.pods, &addr).map_err(fail(map_name::PODS))?;
+                gone(self.pods.remove(&addr)).map_err(fail(map_name::PODS))?;
             }
         }
         for index in self.devices()?.into_keys().filter(|index| !known.contains(index)) {
-            remove(&mut self.devices, &index).map_err(fail(map_name::POD_DEVICES))?;
+            gone(self.devices.remove(&index)).map_err(fail(map_name::POD_DEVICES))?;
         }
         Ok(())
     }

@@ -355,6 +355,7 @@ fn a_device_without_an_address_masquerades_nothing() {
         assert_eq!((out.verdict, out.counted), (DROP, vec![("no_nat_address", 1)]));
     }
     table.remove(1).unwrap();
+    table.remove(1).unwrap();
     let packet = of(Protocol::Tcp, &at(V4.client, 10), &at(V4.node, 30_002)).build();
     let out = scene.ingress(&packet);
     assert_eq!(
