@@ -132,23 +132,23 @@ pub(super) fn set_reverse_key(key: &mut FlowKey, head: &Head, flow: &Flow) {
 
 /// A packet that goes to somebody without a service may begin a flow on the very tuple that an earlier one was translated
 /// to, if its client uses the port again: the answers are the new flow's from now on, and must not be translated. `key` of
-/// `scratch` is the packet's forward key.
+/// `scratch` is the packet's forward key. A datagram that follows another one of the flow at once is that one: it
+/// came in by a device that is a part of this one, as of a VLAN or a bond, and was translated there.
 #[inline(always)]
 pub(super) fn give_way(scratch: &mut Scratch, now: u64) {
-    let head = &scratch.head;
-    if !opens(head) {
+    if !opens(&scratch.head) {
         return;
     }
-    let back = &mut scratch.other;
-    set_answer_key(back, head, flow_role::REVERSE);
-    let Some(known) = CONNTRACK.get_ptr(&*back) else {
-        trace::wipe(back);
+    set_answer_key(&mut scratch.other, &scratch.head, flow_role::REVERSE);
+    let Some(known) = CONNTRACK.get_ptr(&scratch.other) else {
+        trace::wipe(&scratch.other);
         return;
     };
     // SAFETY: from a successful lookup.
     let known = unsafe { &*known };
+    let tcp = scratch.head.protocol == protocol::TCP;
     let ended = known.flags & (flow_flag::FIN | flow_flag::RST) != 0;
-    if head.protocol == protocol::TCP && !ended && now.saturating_sub(known.seen) < HALF_OPEN {
+    if tcp && !ended && now.saturating_sub(known.seen) < HALF_OPEN {
         // the backend knows the tuple as that connection's, too
         return;
     }
@@ -158,9 +158,22 @@ pub(super) fn give_way(scratch: &mut Scratch, now: u64) {
     if known.client_port.to_be() != 0 {
         forward.src_port = known.client_port;
     }
-    let _ = CONNTRACK.remove(&*forward);
-    let _ = CONNTRACK.remove(&*back);
-    trace::wipe(back);
+    if !tcp && just_used(&scratch.key, now) {
+        return;
+    }
+    let _ = CONNTRACK.remove(&scratch.key);
+    let _ = CONNTRACK.remove(&scratch.other);
+    trace::wipe(&scratch.other);
+}
+
+/// True if the flow with this key got a packet less than [`SILENCE`] ago.
+#[inline(always)]
+fn just_used(key: &FlowKey, now: u64) -> bool {
+    let Some(flow) = CONNTRACK.get_ptr(key) else {
+        return false;
+    };
+    // SAFETY: from a successful lookup.
+    now.saturating_sub(unsafe { (*flow).seen }) < SILENCE
 }
 
 /// True if the packet goes the way that the entry says; false if it needs a new backend.

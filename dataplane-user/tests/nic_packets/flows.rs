@@ -396,3 +396,23 @@ fn what_comes_to_the_nodes_tunnel_is_left_to_it() {
         }
     }
 }
+
+#[test]
+fn a_packet_that_passes_two_devices_is_translated_once() {
+    let mut scene = Scene::new();
+    for family in FAMILIES {
+        for protocol in PROTOCOLS {
+            let node_port = at(family.node, 30_000 + which::LOCAL as u16);
+            let packet = of(protocol, &at(family.client, 999), &node_port);
+            let mut answered = || {
+                let below = scene.ingress(&packet.build());
+                let above = scene.ingress(&below.bytes);
+                assert_eq!((above.verdict, &above.bytes), (PASS, &below.bytes), "{packet:?}");
+                let answer = answer_to(&packet, &below.seen());
+                scene.egress(&answer.build(), 0).counted == [("packet_reverse", 1)]
+            };
+            // there may be more time between the two here than there is for a packet on its way
+            assert!((0..100).any(|_| answered()), "{packet:?}");
+        }
+    }
+}
