@@ -8,7 +8,7 @@
 
 use core::ptr::{copy_nonoverlapping, read_volatile, write_volatile};
 
-use dataplane_common::abi::{Counter, Flow, FlowKey, Trace, protocol};
+use dataplane_common::abi::{Counter, Flow, FlowKey, Trace, flow_role, protocol};
 use dataplane_common::packet::{head_flag, tcp_flag};
 
 use super::Scratch;
@@ -117,8 +117,10 @@ pub(super) fn recall(scratch: &mut Scratch, now: u64) -> bool {
     let Some(at) = find(key) else {
         return false;
     };
-    if head.tcp_flags & tcp_flag::SYN != 0 {
-        // a connection begins, which may have nothing to do with that flow
+    let answers_syn = key.role == flow_role::REVERSE && head.tcp_flags & tcp_flag::ACK != 0;
+    if head.tcp_flags & tcp_flag::SYN != 0 && !answers_syn {
+        // A connection begins, which may have nothing to do with that flow. One that a client begins past the service has
+        // wiped this when its SYN came; of a masqueraded flow's port nobody can tell what the node sent from it.
         // SAFETY: the place is from a successful lookup.
         unsafe { write_volatile(&raw mut (*at).key.role, 0) };
         return false;

@@ -114,6 +114,15 @@ fn answers_find_the_client_again_by_themselves() {
             assert_eq!(there_and_back(&mut scene, &packet).seen(), *seen);
         }
         forget(&table, |_, _| true);
+        // also the first answer, to what has just begun
+        let packet = tcp(&client, &frontends[0], SYN);
+        let begun = scene.ingress(&packet.build()).seen();
+        forget(&table, |_, _| true);
+        let mut answer = answer_to(&packet, &begun);
+        answer.tcp_flags = SYN | ACK;
+        let out = scene.egress(&answer.build(), 0);
+        assert_eq!(out.tuple(), format!("{} > {client}", frontends[0]));
+        forget(&table, |_, _| true);
 
         // the client uses its port again, without the service
         let backend = seen[0].dst.to_string();

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::Command;
 
 use beeline_tests::client::Mode;
-use beeline_tests::{Agent, Load, Place, process};
+use beeline_tests::{Agent, Load, Place, agent, process};
 
 use crate::pair::{self, NODE_PORT, NODE_PORT_UDP, Pair};
 use crate::scene::{Scene, V4, V6, address, assert_spread};
@@ -59,41 +59,88 @@ fn sigkill_and_restart_under_load_fails_no_request() {
     }
 }
 
-#[test]
-fn nobody_outside_notices_fifty_restarts() {
-    let mut pair = Pair::new();
+/// Clients of every kind, of the node and outside.
+fn clients(pair: &Pair) -> Vec<(&'static str, Load)> {
     let outside = pair.outside.place();
     let [tcp, _] = pair.node_ports(0, NODE_PORT);
     let [_, udp] = pair.node_ports(0, NODE_PORT_UDP);
-    let cluster_ip = address(&format!("{}:80", pair::V4));
     let pod = pair.clients[0].place();
+    let cluster = |port: u16| address(&format!("{}:{port}", pair::V4));
     let start = |what, place: &Place, target, mode, rate, clients| {
         (what, Load::start(place, target, mode, rate, clients).unwrap())
     };
-    let loads = [
+    vec![
         start("new by node port", outside, tcp, Mode::Http, 1000, 8),
-        start("new by cluster address", pod, cluster_ip, Mode::Http, 1000, 8),
+        start("new by cluster address", pod, cluster(80), Mode::Http, 1000, 8),
         start("held by node port", outside, tcp, Mode::Hold, 400, 100),
-        start("held by cluster address", pod, cluster_ip, Mode::Hold, 400, 100),
+        start("held by cluster address", pod, cluster(80), Mode::Hold, 400, 100),
         start("datagrams by node port", outside, udp, Mode::UdpHold, 200, 25),
         start(
             "datagrams by cluster address",
             pod,
-            address(&format!("{}:53", pair::V4)),
+            cluster(53),
             Mode::UdpHold,
             200,
             25,
         ),
-    ];
+    ]
+}
+
+/// `misnamed` connections may have the name of the pod instead of the service's.
+fn assert_none_failed(clients: Vec<(&str, Load)>, least: u64, misnamed: u64) {
+    for (what, load) in clients {
+        let report = load.stop().unwrap();
+        let named = report
+            .errors
+            .iter()
+            .filter(|(error, _)| error.starts_with("getpeername says"));
+        let named: u64 = named.map(|(_, count)| count).sum();
+        assert!(named <= misnamed, "{what}: {report:?}");
+        assert_eq!(report.failed, named, "{what}: {report:?}");
+        assert!(report.ok > least, "{what}: {report:?}");
+    }
+}
+
+#[test]
+fn nobody_outside_notices_fifty_restarts() {
+    let mut pair = Pair::new();
+    let clients = clients(&pair);
     for _ in 0..50 {
         pair.agents[0].process.kill().unwrap();
         pair.agents[0] = Agent::start_synced(&pair.nodes[0], &pair.options).unwrap();
     }
-    for (what, load) in loads {
-        let report = load.stop().unwrap();
-        assert_eq!(report.failed, 0, "{what}: {report:?}");
-        assert!(report.ok > 1000, "{what}: {report:?}");
+    assert_none_failed(clients, 1000, 0);
+}
+
+#[test]
+fn maps_of_another_size_lose_no_connection() {
+    let mut pair = Pair::new();
+    let clients = clients(&pair);
+    let maps = [
+        "services",
+        "backends",
+        "slots",
+        "frontends",
+        "sock-origins",
+        "conntrack",
+        "nat",
+        "sock-connections",
+    ];
+    for round in 1..=4_u32 {
+        // larger, and smaller again
+        let size = round + if round % 2 == 1 { 9000 } else { 5000 };
+        let options = maps.iter().fold(pair.options.clone(), |options, map| {
+            options.flag(&format!("--max-{map}"), size)
+        });
+        pair.agents[0].process.kill().unwrap();
+        pair.agents[0] = Agent::start_synced(&pair.nodes[0], &options).unwrap();
+        let status = agent::beeline_json(&pair.nodes[0], &["status"]).unwrap();
+        let shown = status["maps"].as_array().unwrap().iter();
+        let changed = shown.filter(|map| map["max"] == size);
+        assert!(changed.count() >= 4, "{}", status["maps"]);
     }
+    // the program that connects a socket may be the old one, and the one that names its peer the new one
+    assert_none_failed(clients, 100, 8);
 }
 
 #[test]
