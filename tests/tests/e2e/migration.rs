@@ -54,7 +54,9 @@ impl Traffic {
         for (name, load) in self.0 {
             let report = load.stop().unwrap();
             assert!(report.ok > 0, "{name}: {report:?}");
-            if report.failed > 0 {
+            // nobody sends a datagram again: one may be lost when a node changes
+            let datagrams = name.ends_with("datagrams");
+            if report.failed > u64::from(datagrams) {
                 lost.push(format!("{name}: {report:?}"));
             }
         }
