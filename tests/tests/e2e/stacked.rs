@@ -1,4 +1,4 @@
-//! Devices on top of others: a VLAN, a bond. Packets pass both devices of the pair, and are translated once.
+//! A device on top of another: a VLAN. Packets pass both devices of the pair, and are translated once.
 
 use std::net::SocketAddr;
 
@@ -46,34 +46,6 @@ fn node_ports_are_served_in_a_vlan_whichever_devices_are() {
                 let report = ask(pair.cluster.switch(), target, mode, 64);
                 assert_replies(&format!("{target} with {devices:?}"), &report, &BOTH);
             }
-        }
-    }
-}
-
-#[test]
-#[ignore = "needs a kernel with bonds: cargo xtask vm"]
-fn node_ports_are_served_when_the_uplink_becomes_part_of_a_bond() {
-    let pair = Pair::new();
-    let node = &pair.nodes[0];
-    node.host().output("modprobe", &["bonding"]).unwrap();
-    let (v4, v6) = (node.v4(), node.v6());
-    let batch = [
-        "link add bond0 type bond mode active-backup".to_owned(),
-        "link set up0 down".to_owned(),
-        format!("addr del {v4}/32 dev up0"),
-        "link set up0 master bond0".to_owned(),
-        "link set bond0 up".to_owned(),
-        format!("addr add {v4}/32 dev bond0"),
-        format!("addr add {v6}/128 dev bond0 nodad"),
-        format!("route add default via 169.254.1.2 dev bond0 onlink src {v4}"),
-        format!("route add ::/0 via fe80::1 dev bond0 src {v6}"),
-    ];
-    node.host().netns().ip_batch(&batch).unwrap();
-    for (port, mode) in [(NODE_PORT, Mode::Http), (NODE_PORT_UDP, Mode::Udp)] {
-        for target in pair.node_ports(0, port) {
-            let outside = pair.outside.place();
-            wait_replies(outside, target, mode, &BOTH);
-            assert_replies(&target.to_string(), &ask(outside, target, mode, 64), &BOTH);
         }
     }
 }
